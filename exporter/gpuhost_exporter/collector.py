@@ -1,0 +1,65 @@
+"""What a collector is: a subject, its interval and specs, and poll(now), which folds readings into samples.
+
+A collector does no input of its own, never sleeps, spawns or times itself; sources read, the runner schedules.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+from gpuhost_exporter.errors import SourceError, Unsupported
+from gpuhost_exporter.host import Host
+from gpuhost_exporter.specs import Sample, Spec
+
+log = logging.getLogger(__name__)
+
+
+class Collector:
+    """One subject.
+
+    `source` and `privilege` are for people (README, doctor): what it reads, and the capability or setting that
+    it needs beyond an ordinary user ("" for none).
+    """
+
+    name: ClassVar[str]
+    help: ClassVar[str]
+    source: ClassVar[str]
+    privilege: ClassVar[str] = ""
+    interval: ClassVar[float]
+    specs: ClassVar[tuple[Spec, ...]]
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.errors: Counter[str] = Counter()
+        self._faults: dict[str, str] = {}
+
+    def poll(self, now: float) -> Iterable[Sample]:
+        """Read, fold, yield. Raises SourceError when the subject as a whole cannot be read."""
+        raise NotImplementedError
+
+    @contextmanager
+    def guard(self, device: str) -> Iterator[None]:
+        """Keep one device's failure from its siblings: what it yielded before failing stays."""
+        try:
+            yield
+        except SourceError as error:
+            self.fault(device, error)
+        else:
+            self.recovered(device)
+
+    def fault(self, device: str, error: SourceError) -> None:
+        """Count a device's failure and log it once per change. What a device does not have is no failure."""
+        if isinstance(error, Unsupported):
+            return
+        self.errors[error.kind] += 1
+        if self._faults.get(device) != error.kind:
+            self._faults[device] = error.kind
+            log.warning("%s: %s: %s (%s)", self.name, device, error, error.kind)
+
+    def recovered(self, device: str) -> None:
+        if self._faults and self._faults.pop(device, None):
+            log.info("%s: %s: reads again", self.name, device)

@@ -1,0 +1,30 @@
+"""The handles a collector works with. app.py fills it; nothing else knows what is real and what simulated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gpuhost_exporter.board import Board
+from gpuhost_exporter.clock import Clock
+
+if TYPE_CHECKING:
+    from gpuhost_exporter.config import Settings
+    from gpuhost_exporter.sources.files import Root
+    from gpuhost_exporter.sources.kmsg import KernelLog
+    from gpuhost_exporter.sources.nvml.client import NvmlClient
+    from gpuhost_exporter.sources.state import State
+    from gpuhost_exporter.targets import Targets
+
+
+@dataclass(slots=True)
+class Host:
+    clock: Clock
+    root: Root
+    settings: Settings
+    targets: Targets
+    nvml: NvmlClient
+    kernel_log: KernelLog
+    state: State
+    simulated: str = ""  # HOST:SCENARIO, empty on a real host
+    board: Board = field(default_factory=Board)

@@ -1,0 +1,118 @@
+"""Bounded reads below a root that stands for the host's /proc, /sys and /dev. No parsing here.
+
+A read that fails says which file and why, as one of the types in errors.py: a file that is not there is Absent,
+one that vanished or lost its device while being read is Gone, and an attribute that the driver does not
+implement (EINVAL, EOPNOTSUPP) is Unsupported.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+from gpuhost_exporter.errors import Absent, Denied, Gone, Malformed, SourceError, Transient, Unsupported
+
+LIMIT = 1 << 20
+
+_ERRORS: dict[int, type[SourceError]] = {
+    errno.ENOENT: Absent,
+    errno.ENOTDIR: Absent,
+    errno.EACCES: Denied,
+    errno.EPERM: Denied,
+    errno.ENODEV: Gone,
+    errno.ENXIO: Gone,
+    errno.ESRCH: Gone,
+    errno.EINVAL: Unsupported,
+    errno.EOPNOTSUPP: Unsupported,
+}
+
+
+def source_error(path: str, error: OSError) -> SourceError:
+    return _ERRORS.get(error.errno or 0, Transient)(f"{path}: {error.strerror}")
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """Where the host's trees are: `--path.procfs`, `--path.sysfs`, and /dev."""
+
+    proc: str = "/proc"
+    sys: str = "/sys"
+    dev: str = "/dev"
+
+    @classmethod
+    def below(cls, folder: str) -> Root:
+        """The trees of a simulated or recorded host."""
+        return cls(f"{folder}/proc", f"{folder}/sys", f"{folder}/dev")
+
+
+def read_text(path: str) -> str:
+    """The file's text without surrounding white space, at most LIMIT bytes."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            block = os.read(descriptor, 65536)
+            if len(block) >= 4096:  # seq_file hands out a page at a time; short attributes come whole
+                blocks = [block]
+                size = len(block)
+                while block and size <= LIMIT:
+                    block = os.read(descriptor, 65536)
+                    blocks.append(block)
+                    size += len(block)
+                if size > LIMIT:
+                    raise Malformed(f"{path}: longer than {LIMIT} bytes")
+                return b"".join(blocks).decode("utf-8", "replace").strip()
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise source_error(path, error) from error
+    return block.decode("utf-8", "replace").strip()
+
+
+def read_number(path: str) -> int:
+    """The file's text as an integer, decimal or 0x…"""
+    text = read_text(path)
+    try:
+        return int(text, 0)
+    except ValueError:
+        try:
+            return int(text)  # "007" is decimal in sysfs
+        except ValueError as error:
+            raise Malformed(f"{path}: expected a number, got {text[:40]!r}") from error
+
+
+def optional_text(path: str) -> str | None:
+    """The file's text, or None where the host does not tell (absent, unsupported, no permission, gone)."""
+    try:
+        return read_text(path) or None
+    except SourceError:
+        return None
+
+
+def optional_number(path: str) -> int | None:
+    """The file's number, or None where the host does not tell or tells no number."""
+    try:
+        return read_number(path)
+    except SourceError:
+        return None
+
+
+def names(path: str) -> tuple[str, ...]:
+    """Sorted names in a folder; Absent where there is none."""
+    try:
+        return tuple(sorted(os.listdir(path)))
+    except OSError as error:
+        raise source_error(path, error) from error
+
+
+def optional_names(path: str) -> tuple[str, ...]:
+    """Sorted names in a folder, none where there is no such folder."""
+    try:
+        return names(path)
+    except Absent:
+        return ()
+
+
+def link_target(path: str) -> str:
+    """The path that a symbolic link leads to, links resolved; it need not exist."""
+    return os.path.realpath(path)
