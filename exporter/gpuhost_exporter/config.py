@@ -1,0 +1,210 @@
+"""The configuration file and the command line, as one frozen Settings. An unknown key is an error naming its path.
+
+    [web]
+    listen-address = [":19400"]          # --web.listen-address
+    config-file = "web.yml"              # --web.config.file: TLS and basic auth
+    [path]
+    procfs = "/proc"                     # --path.procfs
+    sysfs = "/sys"                       # --path.sysfs
+    [storage]
+    path = "/var/lib/gpuhost-exporter"   # --storage.path
+    [log]
+    level = "info"                       # --log.level
+    [nvml]
+    call-timeout = 10                    # seconds until a hung call gets the reader killed
+    [collector.rdma]
+    enabled = false                      # --no-collector.rdma
+    interval = 10                        # seconds
+    [inventory]                          # what must be there; without it, what was ever seen
+    gpus = 8
+    arrays = ["md0"]
+    [target]                             # the site's own figures in place of the guide's
+    storage_good_bytes_per_second = 14e9
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gpuhost_exporter.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+DEFAULT_ADDRESS = ":19400"
+INVENTORY_KINDS = ("gpus", "links", "drives", "arrays", "ports")
+_INTERVALS = (0.2, 3600.0)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorSettings:
+    enabled: bool | None = None  # None: the collector's own default
+    interval: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    listen_addresses: tuple[str, ...] = (DEFAULT_ADDRESS,)
+    web_config_file: str | None = None
+    procfs: str = "/proc"
+    sysfs: str = "/sys"
+    storage_path: str | None = None
+    log_level: str = "info"
+    nvml_call_timeout: float = 10.0
+    collectors: Mapping[str, CollectorSettings] = field(default_factory=dict)
+    inventory: Mapping[str, int | tuple[str, ...]] = field(default_factory=dict)
+    target: Mapping[str, float] = field(default_factory=dict)
+    simulate: str | None = None
+    simulate_control: str | None = None
+
+
+def default_storage_path(environment: Mapping[str, str]) -> str:
+    """systemd's StateDirectory, else the user's state folder."""
+    if environment.get("STATE_DIRECTORY"):
+        return environment["STATE_DIRECTORY"].split(":")[0]
+    home = environment.get("XDG_STATE_HOME") or os.path.join(environment.get("HOME") or "/root", ".local", "state")
+    return os.path.join(home, "gpuhost-exporter")
+
+
+def default_runtime_path(environment: Mapping[str, str]) -> str:
+    """systemd's RuntimeDirectory, else the user's: where the daemon leaves its process id."""
+    if environment.get("RUNTIME_DIRECTORY"):
+        return environment["RUNTIME_DIRECTORY"].split(":")[0]
+    home = environment.get("XDG_RUNTIME_DIR")
+    return os.path.join(home, "gpuhost-exporter") if home else f"/tmp/gpuhost-exporter-{os.getuid()}"  # noqa: S108
+
+
+def load(path: str, collector_names: tuple[str, ...]) -> Settings:
+    """Read the file. Raises ConfigError: one line that names file, key and what was expected."""
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    return parse(document, path, collector_names)
+
+
+def parse(document: Mapping[str, Any], path: str, collector_names: tuple[str, ...]) -> Settings:
+    reader = _Reader(path)
+    settings = Settings()
+    sections = reader.table(document, "", ("web", "path", "storage", "log", "nvml", "collector", "inventory", "target"))
+    web = reader.table(sections.get("web", {}), "web", ("listen-address", "config-file"))
+    if "listen-address" in web:
+        value = web["listen-address"]
+        listed = [value] if isinstance(value, str) else value
+        settings = replace(settings, listen_addresses=reader.strings(listed, "web.listen-address"))
+    folder = os.path.dirname(os.path.abspath(path))
+    if "config-file" in web:
+        name = reader.string(web["config-file"], "web.config-file")
+        settings = replace(settings, web_config_file=os.path.join(folder, name))
+    paths = reader.table(sections.get("path", {}), "path", ("procfs", "sysfs"))
+    storage = reader.table(sections.get("storage", {}), "storage", ("path",))
+    logs = reader.table(sections.get("log", {}), "log", ("level",))
+    nvml = reader.table(sections.get("nvml", {}), "nvml", ("call-timeout",))
+    if "procfs" in paths:
+        settings = replace(settings, procfs=reader.string(paths["procfs"], "path.procfs"))
+    if "sysfs" in paths:
+        settings = replace(settings, sysfs=reader.string(paths["sysfs"], "path.sysfs"))
+    if "path" in storage:
+        settings = replace(settings, storage_path=reader.string(storage["path"], "storage.path"))
+    if "level" in logs:
+        settings = replace(settings, log_level=reader.one_of(logs["level"], "log.level", LOG_LEVELS))
+    if "call-timeout" in nvml:
+        settings = replace(
+            settings, nvml_call_timeout=reader.number(nvml["call-timeout"], "nvml.call-timeout", 0.5, 300)
+        )
+    return replace(
+        settings,
+        collectors=_collectors(reader, sections.get("collector", {}), collector_names),
+        inventory=_inventory(reader, sections.get("inventory", {})),
+        target={
+            key: reader.number(value, f"target.{key}", 0, float("inf"))
+            for key, value in reader.table(sections.get("target", {}), "target", None).items()
+        },
+    )
+
+
+def _collectors(reader: _Reader, section: Any, names: tuple[str, ...]) -> dict[str, CollectorSettings]:
+    found = {}
+    for name, value in reader.table(section, "collector", names).items():
+        keys = reader.table(value, f"collector.{name}", ("enabled", "interval"))
+        enabled = keys.get("enabled")
+        if enabled is not None and not isinstance(enabled, bool):
+            raise reader.error(f"collector.{name}.enabled", "true or false", enabled)
+        interval = keys.get("interval")
+        if interval is not None:
+            interval = reader.number(interval, f"collector.{name}.interval", *_INTERVALS)
+        found[name] = CollectorSettings(enabled, interval)
+    return found
+
+
+def _inventory(reader: _Reader, section: Any) -> dict[str, int | tuple[str, ...]]:
+    found: dict[str, int | tuple[str, ...]] = {}
+    for kind, value in reader.table(section, "inventory", INVENTORY_KINDS).items():
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            found[kind] = value
+        elif isinstance(value, list):
+            found[kind] = reader.strings(value, f"inventory.{kind}")
+        else:
+            raise reader.error(f"inventory.{kind}", "a count or a list of names", value)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    path: str
+
+    def error(self, key: str, expected: str, value: object) -> ConfigError:
+        return ConfigError(f"{self.path}: {key}: expected {expected}, got {value!r}")
+
+    def table(self, value: Any, key: str, known: tuple[str, ...] | None) -> Mapping[str, Any]:
+        if not isinstance(value, dict):
+            raise self.error(key, "a table", value)
+        for name in value:
+            if known is not None and name not in known:
+                where = f"{key}.{name}" if key else name
+                raise ConfigError(f"{self.path}: unknown key {where}; known here: {', '.join(known)}")
+        return value
+
+    def string(self, value: Any, key: str) -> str:
+        if not isinstance(value, str) or not value:
+            raise self.error(key, "a text", value)
+        return value
+
+    def strings(self, value: Any, key: str) -> tuple[str, ...]:
+        if not isinstance(value, list) or not value:
+            raise self.error(key, "a list of texts", value)
+        return tuple(self.string(item, key) for item in value)
+
+    def one_of(self, value: Any, key: str, choices: tuple[str, ...]) -> str:
+        if value not in choices:
+            raise self.error(key, "one of " + ", ".join(choices), value)
+        return str(value)
+
+    def number(self, value: Any, key: str, low: float, high: float) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise self.error(key, f"a number from {low:g} to {high:g}", value)
+        return float(value)
+
+
+def positive_seconds(text: str) -> float:
+    """A duration as Prometheus writes it: 90, 90s, 10m, 1h. Raises ConfigError."""
+    units: Mapping[str, float] = {"s": 1, "m": 60, "h": 3600}
+    digits, factor = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1.0)
+    convert: Callable[[str], float] = float
+    try:
+        seconds = convert(digits) * factor
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise ConfigError(f"{text!r}: expected a duration such as 90s, 10m or 1h, at most 24h")
+    return seconds

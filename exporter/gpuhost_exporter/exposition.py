@@ -1,0 +1,153 @@
+"""Published snapshots -> the text that Prometheus reads, in format 0.0.4 or OpenMetrics 1.0. Never touches hardware.
+
+A collector's block is rendered once a snapshot and reused until the next; ages, in-flight times and expiry are of
+the moment of the scrape. Label strings are made once a series.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+
+from gpuhost_exporter.clock import Clock
+from gpuhost_exporter.runner import Runner, Snapshot, Task
+from gpuhost_exporter.specs import Sample, Spec, counter, gauge, info
+
+BUILD = info("gpuhost_exporter_build_info", "Version of the exporter and of Python.", "version", "python")
+SIMULATED = gauge(
+    "gpuhost_simulated",
+    "1 when the figures come from a simulated host (label target: HOST:SCENARIO), 0 on a real one.",
+    "target",
+)
+SCRAPES = counter("gpuhost_exporter_scrapes_total", "Expositions rendered, by format.", "format")
+SERVED = counter("gpuhost_exporter_samples_served_total", "Samples in all expositions together.")
+RENDER = counter("gpuhost_exporter_render_seconds_total", "Seconds spent rendering and compressing expositions.")
+SPECS = (BUILD, SIMULATED, SCRAPES, SERVED, RENDER)
+
+_MOST_PREFIXES = 50_000
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def header(spec: Spec, openmetrics: bool) -> str:
+    """HELP and TYPE lines. OpenMetrics names a counter and an info without their suffix."""
+    text = spec.help.replace("\\", "\\\\").replace("\n", "\\n")
+    name, kind = spec.name, spec.kind
+    if openmetrics:
+        text = text.replace('"', '\\"')
+        if kind != "gauge":
+            name = name.rsplit("_", 1)[0]
+        unit = f"# UNIT {name} {spec.unit}\n" if spec.unit else ""
+        return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{unit}"
+    return f"# HELP {name} {text}\n# TYPE {name} {'gauge' if kind == 'info' else kind}\n"
+
+
+class Renderer:
+    """Samples -> text. Keeps the label strings of series that it has seen."""
+
+    def __init__(self) -> None:
+        self._prefixes: dict[tuple[Spec, tuple[str, ...]], str] = {}
+        self._headers: dict[tuple[Spec, bool], str] = {}
+
+    def block(self, samples: Iterable[Sample], openmetrics: bool) -> tuple[bytes, int]:
+        """The families of these samples, each once and whole, and how many samples they have.
+
+        Of two samples of one series the last counts, and what is not a finite number is left out: either would
+        cost the user the whole scrape.
+        """
+        prefixes = self._prefixes
+        if len(prefixes) > _MOST_PREFIXES:
+            prefixes.clear()
+        families: dict[Spec, dict[str, float]] = {}
+        for sample in samples:
+            spec, labels, value = sample
+            if not math.isfinite(value):
+                continue
+            key = (spec, labels)
+            prefix = prefixes.get(key)
+            if prefix is None:
+                prefix = prefixes[key] = self._prefix(spec, labels)
+            family = families.get(spec)
+            if family is None:
+                family = families[spec] = {}
+            family[prefix] = value
+        parts: list[str] = []
+        count = 0
+        for spec, family in families.items():
+            parts.append(self._header(spec, openmetrics))
+            parts.extend([f"{prefix}{value!r}\n" for prefix, value in family.items()])
+            count += len(family)
+        return "".join(parts).encode(), count
+
+    def _header(self, spec: Spec, openmetrics: bool) -> str:
+        key = (spec, openmetrics)
+        if key not in self._headers:
+            self._headers[key] = header(spec, openmetrics)
+        return self._headers[key]
+
+    @staticmethod
+    def _prefix(spec: Spec, labels: tuple[str, ...]) -> str:
+        if not labels:
+            return f"{spec.name} "
+        pairs = ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(spec.labels, labels, strict=True))
+        return f"{spec.name}{{{pairs}}} "
+
+
+class Exposition:
+    """`own`: samples of the exporter itself, asked anew for every scrape."""
+
+    def __init__(self, runner: Runner, clock: Clock, own: Callable[[], Iterable[Sample]]) -> None:
+        self._runner = runner
+        self._clock = clock
+        self._own = own
+        self._renderer = Renderer()
+        self._blocks: dict[tuple[Task, bool], tuple[Snapshot, bytes, int]] = {}
+        self._lock = threading.Lock()
+        self._scrapes = {"text": 0, "openmetrics": 0}
+        self._served = 0
+        self._seconds = 0.0
+
+    def render(self, openmetrics: bool, gzip: bool) -> bytes:
+        """The page. Parallel scrapes share what is rendered once a snapshot."""
+        with self._lock:
+            started = self._clock.now()
+            self._scrapes["openmetrics" if openmetrics else "text"] += 1
+            page, count = self._page(openmetrics)
+            self._served += count
+            if gzip:
+                compressor = zlib.compressobj(1, zlib.DEFLATED, 31)
+                page = compressor.compress(page) + compressor.flush()
+            self._seconds += self._clock.now() - started
+            return page
+
+    def own_samples(self) -> Iterator[Sample]:
+        for name, scrapes in self._scrapes.items():
+            yield SCRAPES(name, value=scrapes)
+        yield SERVED(value=self._served)
+        yield RENDER(value=self._seconds)
+
+    def _page(self, openmetrics: bool) -> tuple[bytes, int]:
+        now = self._clock.now()
+        parts: list[bytes] = []
+        total = 0
+        for task in self._runner.tasks:
+            snapshot = task.fresh(now)
+            if snapshot is None:
+                self._blocks.pop((task, openmetrics), None)
+                continue
+            known = self._blocks.get((task, openmetrics))
+            if known is None or known[0] is not snapshot:
+                block, count = self._renderer.block(snapshot.samples, openmetrics)
+                known = self._blocks[task, openmetrics] = (snapshot, block, count)
+            parts.append(known[1])
+            total += known[2]
+        own = [*self._runner.self_samples(), *self._own(), *self.own_samples()]
+        block, count = self._renderer.block(own, openmetrics)
+        parts.append(block)
+        if openmetrics:
+            parts.append(b"# EOF\n")
+        return b"".join(parts), total + count

@@ -1,0 +1,94 @@
+"""prctl, capset and seccomp for processes that give up what they do not need.
+
+Linux' own numbers: <linux/prctl.h>, <linux/capability.h>, <linux/seccomp.h>, <linux/bpf_common.h>.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import signal
+import struct
+
+CAP_SETPCAP = 8
+CAP_SYS_PTRACE = 19
+CAP_SYS_ADMIN = 21
+CAP_SYSLOG = 34
+_CAPABILITY_LAST = 63
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_SECCOMP = 22
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, *arguments: int) -> int:
+    padded = (*arguments, 0, 0, 0, 0)[:4]
+    return int(_libc().prctl(option, *(ctypes.c_ulong(value) for value in padded)))
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the parent's spawning thread ends, even by SIGKILL."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def effective_capabilities() -> frozenset[int]:
+    """This process's effective capabilities by number, from /proc/self/status (CapEff)."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        mask = next((int(line.split()[1], 16) for line in status if line.startswith("CapEff:")), 0)
+    return frozenset(number for number in range(_CAPABILITY_LAST + 1) if mask >> number & 1)
+
+
+def keep_capabilities(keep: frozenset[int]) -> None:
+    """Give up every capability but these, for good: no exec can bring one back."""
+    held = effective_capabilities()
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    if CAP_SETPCAP in held:
+        for number in range(_CAPABILITY_LAST + 1):
+            if number not in keep:
+                _prctl(_PR_CAPBSET_DROP, number)
+    mask = sum(1 << number for number in held & keep)
+    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    data = struct.pack("<6I", low, low, 0, high, high, 0)
+    if _libc().capset(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def forbid_internet() -> bool:
+    """Refuse this process IPv4, IPv6 and packet sockets from now on (EPERM). False where seccomp cannot."""
+    call = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}.get(platform.machine())
+    if call is None:
+        return False
+    architecture, socket_call = call
+    load, equal, answer = 0x20, 0x15, 0x06
+    allow, refuse = 0x7FFF0000, 0x00050001
+    families = (2, 10, 17)
+    program = [
+        (load, 0, 0, 4),
+        (equal, 1, 0, architecture),
+        (answer, 0, 0, allow),
+        (load, 0, 0, 0),
+        (equal, 1, 0, socket_call),
+        (answer, 0, 0, allow),
+        (load, 0, 0, 16),
+        *((equal, len(families) - place, 0, family) for place, family in enumerate(families)),
+        (answer, 0, 0, allow),
+        (answer, 0, 0, refuse),
+    ]
+    code = b"".join(struct.pack("<HBBI", *step) for step in program)
+    instructions = ctypes.create_string_buffer(code, len(code))
+    head = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(instructions)))
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    return _prctl(_PR_SET_SECCOMP, 2, ctypes.addressof(head)) == 0

@@ -1,0 +1,109 @@
+"""What runs in the forked readers, and which capabilities each may keep."""
+
+from __future__ import annotations
+
+import mmap
+import select
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpuhost_exporter.clock import SystemClock
+from gpuhost_exporter.errors import SourceError
+from gpuhost_exporter.sources import linux
+from gpuhost_exporter.sources.launcher import ReaderKind
+from gpuhost_exporter.sources.nvml.marks import MarkWriter
+from gpuhost_exporter.sources.pipe import Pipe, recv_request, send_answer
+
+KINDS = {
+    # CAP_SYS_ADMIN, where it is held at all: GPM asks for it on some drivers.
+    "nvml": ReaderKind("gpuhost_exporter.sources.readers:nvml", frozenset({linux.CAP_SYS_ADMIN})),
+    "kernel_log": ReaderKind("gpuhost_exporter.sources.readers:kernel_log", frozenset({linux.CAP_SYSLOG})),
+    "simulator": ReaderKind("gpuhost_exporter.sources.readers:simulator", frozenset()),
+}
+
+
+def nvml(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], marks: mmap.mmap) -> None:
+    """Answer {"subject": ..., "skip": [uuid, ...]} with a Batch; XID events go to the second socket unasked.
+
+    The first answer is the Inventory. DriverDown ends the process after being sent: a library that no longer
+    matches its driver can only be loaded anew by a new process.
+    """
+    from gpuhost_exporter.sources.nvml.calls import DriverDown, library
+    from gpuhost_exporter.sources.nvml.reader import Reader
+
+    clock = SystemClock()
+    control = arguments.get("simulate")
+    if control:
+        from gpuhost_exporter.sim.nvml import SimNvml
+
+        binding: Any = SimNvml(control, clock)
+    else:
+        binding = library()
+    pipe, events = Pipe(sockets[0]), Pipe(sockets[1])
+    reader = Reader(binding, clock, MarkWriter(marks))
+    try:
+        send_answer(pipe, reader.open(frozenset(arguments.get("skip", ()))))
+        threading.Thread(target=_forward_events, args=(reader, events), daemon=True).start()
+        while True:
+            request = recv_request(pipe)
+            send_answer(pipe, reader.read(request["subject"], frozenset(request["skip"])))
+    except DriverDown as down:
+        send_answer(pipe, down)
+
+
+def _forward_events(reader: Any, pipe: Pipe) -> None:
+    while True:
+        try:
+            events = reader.wait_events(5.0)
+        except SourceError:
+            time.sleep(5.0)
+            continue
+        if events:
+            send_answer(pipe, events)
+
+
+def kernel_log(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _marks: mmap.mmap) -> None:
+    """Send what is new in the kernel log, first what is already in the ring, then as it comes.
+
+    An answer is a tuple of readings, or a SourceError when the log cannot be read.
+    """
+    from gpuhost_exporter.sources.files import Root
+    from gpuhost_exporter.sources.kmsg import KernelLogReader
+
+    pipe = Pipe(sockets[0])
+    cursor = arguments["cursor"]
+    reader = KernelLogReader(Root(**arguments["root"]), tuple(cursor) if cursor else None)
+    denied: str | None = None
+    while True:
+        try:
+            found = reader.read_new()
+        except SourceError as error:
+            if str(error) != denied:
+                send_answer(pipe, error)
+                denied = str(error)
+        else:
+            if found or denied != "":
+                send_answer(pipe, found)
+                denied = ""
+        # Waiting on the pipe as well: the exporter's end closes when it goes.
+        if select.select([sockets[0]], [], [], 1.0 if denied == "" else 30.0)[0]:
+            return
+
+
+def simulator(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _marks: mmap.mmap) -> None:
+    """Write the simulated host's moving files; the first answer comes when they are all there."""
+    from gpuhost_exporter.sim.tree import Tree
+
+    pipe = Pipe(sockets[0])
+    tree = Tree(arguments["control"], arguments["folder"], SystemClock())
+    tree.write()
+    send_answer(pipe, "written")
+    while True:
+        # Just before the wall second on which the collectors read.
+        pause = 1.0 - (time.time() + 0.25) % 1.0
+        if select.select([sockets[0]], [], [], pause)[0]:
+            return
+        tree.write()
