@@ -77,8 +77,9 @@ def default_runtime_path(environment: Mapping[str, str]) -> str:
     """systemd's RuntimeDirectory, else the user's: where the daemon leaves its process id."""
     if environment.get("RUNTIME_DIRECTORY"):
         return environment["RUNTIME_DIRECTORY"].split(":")[0]
-    home = environment.get("XDG_RUNTIME_DIR")
-    return os.path.join(home, "gpuhost-exporter") if home else f"/tmp/gpuhost-exporter-{os.getuid()}"  # noqa: S108
+    if environment.get("XDG_RUNTIME_DIR"):
+        return os.path.join(environment["XDG_RUNTIME_DIR"], "gpuhost-exporter")
+    return os.path.join(default_storage_path(environment), "run")
 
 
 def load(path: str, collector_names: tuple[str, ...]) -> Settings:

@@ -1,0 +1,241 @@
+"""The composition root: the only place that knows a real host from a simulated one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gpuhost_exporter import __version__
+from gpuhost_exporter.clock import SystemClock
+from gpuhost_exporter.collector import Collector
+from gpuhost_exporter.collectors import ALL
+from gpuhost_exporter.config import Settings, default_runtime_path, default_storage_path
+from gpuhost_exporter.errors import ConfigError, Gone, Hung, SourceError, Unavailable
+from gpuhost_exporter.exposition import BUILD, SIMULATED, Exposition
+from gpuhost_exporter.host import Host
+from gpuhost_exporter.runner import Runner
+from gpuhost_exporter.sources import linux, pipe
+from gpuhost_exporter.sources.files import Root
+from gpuhost_exporter.sources.kmsg import KernelLog
+from gpuhost_exporter.sources.launcher import Launcher
+from gpuhost_exporter.sources.nvml.client import NvmlClient
+from gpuhost_exporter.sources.readers import KINDS
+from gpuhost_exporter.sources.runtime import Runtime
+from gpuhost_exporter.sources.state import State
+from gpuhost_exporter.sources.udev import UdevWatcher
+from gpuhost_exporter.specs import Sample
+from gpuhost_exporter.targets import Targets
+
+log = logging.getLogger(__name__)
+
+RELEASE_SECONDS = 600.0
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    control: str
+    folder: str
+    temporary: str
+
+
+class App:
+    """A host with its readers and collectors. Build it before any thread starts; close it whatever happens."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.clock = SystemClock()
+        targets = Targets.load(settings.target)
+        self.launcher = Launcher.start(KINDS)
+        self._simulation: Simulation | None = None
+        self._sockets: list[pipe.Pipe] = []
+        self._stopping = False
+        linux.keep_capabilities(frozenset())
+        try:
+            root = Root(settings.procfs, settings.sysfs)
+            arguments: dict[str, str] = {}
+            if settings.simulate:
+                self._simulation = self._simulate(settings.simulate, settings.simulate_control)
+                root = Root.below(self._simulation.folder)
+                arguments = {"simulate": self._simulation.control}
+            nvml = NvmlClient(self.launcher, self.clock, arguments, timeout=settings.nvml_call_timeout)
+            storage = None if settings.simulate and not settings.storage_path else settings.storage_path
+            self.host = Host(
+                clock=self.clock,
+                root=root,
+                settings=settings,
+                targets=targets,
+                nvml=nvml,
+                kernel_log=KernelLog(),
+                state=State(storage or self._default_storage()),
+                simulated=settings.simulate or "",
+            )
+            self.runner = Runner(tuple(self._collectors()), self.clock)
+        except BaseException:
+            self.close()
+            raise
+        self.exposition = Exposition(self.runner, self.clock, self.own_samples)
+        self._udev = UdevWatcher(self._hardware_changed)
+
+    def start(self) -> None:
+        """Start reading. Returns at once."""
+        self.runner.start()
+        threading.Thread(target=self._pump_kernel_log, name="kernel-log", daemon=True).start()
+        if not self.settings.simulate:
+            self._udev.start()
+
+    def close(self) -> None:
+        self._stopping = True
+        if hasattr(self, "runner"):
+            self.runner.stop()
+        self.launcher.close()
+        if self._simulation:
+            shutil.rmtree(self._simulation.temporary, ignore_errors=True)
+
+    def own_samples(self) -> Iterator[Sample]:
+        yield BUILD(__version__, platform.python_version())
+        yield SIMULATED(self.host.simulated, value=bool(self.host.simulated))
+
+    def _collectors(self) -> Iterator[tuple[Collector, float]]:
+        for kind in ALL:
+            chosen = self.settings.collectors.get(kind.name)
+            if chosen is None or chosen.enabled is not False:
+                yield kind(self.host), (chosen.interval if chosen else None) or kind.interval
+
+    def _default_storage(self) -> str:
+        # A simulated host must not teach the real one's inventory.
+        return f"{self._simulation.temporary}/state" if self._simulation else default_storage_path(os.environ)
+
+    def _simulate(self, target: str, control: str | None) -> Simulation:
+        from gpuhost_exporter.sim import control as simulated
+
+        host, scenario = simulated.parse_target(target)
+        temporary = tempfile.mkdtemp(prefix="gpuhost-simulated-")
+        simulation = Simulation(control or f"{temporary}/control.json", f"{temporary}/root", temporary)
+        if control and os.path.exists(control):
+            simulated.load(control)  # a prepared history, a frozen clock
+        else:
+            simulated.create(simulation.control, host, scenario, self.clock)
+        ours, theirs = pipe.pair()
+        arguments = {"control": simulation.control, "folder": simulation.folder}
+        self.launcher.spawn("simulator", arguments, [theirs])
+        self._sockets.append(pipe.Pipe(ours))
+        try:
+            pipe.recv_answer(self._sockets[-1], 30.0)
+        except (Gone, Hung) as error:
+            raise ConfigError(f"--simulate {target}: the simulator did not start: {error}") from error
+        log.info("simulating %s; steer it with: gpuhost-exporter simulate SCENARIO --control %s", target, simulation.control)
+        return simulation
+
+    def _hardware_changed(self, action: str, subsystem: str, device: str) -> None:
+        log.info("udev: %s %s %s", action, subsystem, device)
+        if subsystem == "pci":
+            self.host.nvml.recheck()
+        self.runner.hurry()
+
+    def _pump_kernel_log(self) -> None:
+        """Carry the kernel log reader's findings over; start it again, with patience, when it ends."""
+        pause = 1.0
+        waiting = threading.Event()
+        while not self._stopping:
+            ours, theirs = pipe.pair()
+            end = pipe.Pipe(ours)
+            root = self.host.root
+            arguments = {
+                "root": {"proc": root.proc, "sys": root.sys, "dev": root.dev},
+                "cursor": self.host.kernel_log.cursor(self.host.state),
+            }
+            try:
+                self.launcher.spawn("kernel_log", arguments, [theirs])
+                while True:
+                    self._carry(end)
+                    pause = 1.0
+            except (Gone, Unavailable) as error:
+                if self._stopping:
+                    return
+                self.host.kernel_log.fail("error", f"the kernel log reader ended: {error}")
+            end.close()
+            waiting.wait(pause)
+            pause = min(pause * 2, 60.0)
+
+    def _carry(self, end: pipe.Pipe) -> None:
+        try:
+            answer = pipe.recv_answer(end, 3600.0)
+        except Hung:
+            return
+        if isinstance(answer, SourceError):
+            self.host.kernel_log.fail(answer.kind, str(answer))
+        else:
+            self.host.kernel_log.put(answer)
+
+
+def serve(settings: Settings) -> int:
+    """Run until a signal ends it. Raises ConfigError when it cannot begin."""
+    from gpuhost_exporter.web.routes import Routes
+    from gpuhost_exporter.web.server import Server
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    app = App(settings)
+    try:
+        routes = Routes(
+            metrics=app.exposition.render,
+            healthy=lambda: _healthy(app),
+            ready=lambda: _ready(app),
+            page=lambda: _page(app),
+        )
+        server = Server(settings.listen_addresses, routes, settings.web_config_file)
+        runtime = Runtime(default_runtime_path(os.environ))
+        app.start()
+        server.start()
+        runtime.write_pid()
+        log.info("listening on %s", ", ".join(server.addresses))
+        try:
+            _until_stopped(app, runtime)
+        finally:
+            runtime.remove_pid()
+            server.close()
+    finally:
+        app.close()
+    return 0
+
+
+def _until_stopped(app: App, runtime: Runtime) -> None:
+    while True:
+        received = signal.sigwait(_HANDLED)
+        if received == signal.SIGUSR1:
+            seconds = runtime.take_release() or RELEASE_SECONDS
+            log.info("releasing NVML for %.0f s", seconds)
+            app.host.nvml.release(seconds)
+            app.runner.hurry()
+        elif received == signal.SIGUSR2:
+            log.info("taking NVML up again")
+            app.host.nvml.resume()
+            app.runner.hurry()
+        else:
+            log.info("%s: stopping", signal.Signals(received).name)
+            return
+
+
+def _healthy(app: App) -> tuple[bool, str]:
+    if app.runner.progressing():
+        return True, "the sampler is alive"
+    return False, "no collector has finished a poll within its lifetime"
+
+
+def _ready(app: App) -> tuple[bool, str]:
+    waiting = app.runner.waiting()
+    return (False, "not polled yet: " + ", ".join(waiting)) if waiting else (True, "every collector has polled")
+
+
+def _page(app: App) -> bytes:
+    from gpuhost_exporter.status import build
+    from gpuhost_exporter.web.page import render
+
+    return render(build([*app.runner.samples(), *app.own_samples()]))

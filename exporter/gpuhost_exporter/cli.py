@@ -1,0 +1,228 @@
+"""The command line. Exit codes: 0 done, 1 failed while working, 2 a usage or configuration error (one line says which)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from gpuhost_exporter import __version__
+from gpuhost_exporter.config import (
+    LOG_LEVELS,
+    CollectorSettings,
+    Settings,
+    default_runtime_path,
+    default_storage_path,
+    load,
+    positive_seconds,
+)
+from gpuhost_exporter.errors import ConfigError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except ConfigError as error:
+        print(f"gpuhost-exporter: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): not our failure, and nothing more to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gpuhost-exporter",
+        description="Says whether a GPU host delivers the metal that is paid for, and where every GPU-second went.",
+    )
+    parser.add_argument("--version", action="version", version=f"gpuhost-exporter {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    serve = command("serve", _serve, "Serve this host's metrics until stopped.")
+    _host_options(serve)
+    serve.add_argument("--web.listen-address", dest="listen", action="append", metavar="ADDRESS", help="host:port; may be given again (default :19400)")
+    serve.add_argument("--web.config.file", dest="web_config", metavar="FILE", help="TLS and basic auth, as for other Prometheus exporters")
+    serve.add_argument("--simulate.control", dest="control", metavar="FILE", help="where the simulation's control file is kept")
+    snapshot = command("snapshot", _snapshot, "One look at this host: a table, or JSON.")
+    _host_options(snapshot)
+    snapshot.add_argument("--json", action="store_true", help="every sample, for programs")
+    snapshot.add_argument("--timeout", default="5s", metavar="DURATION", help="how long to wait for slow hardware (default 5s)")
+    doctor = command("doctor", _doctor, "Each collector: on or off, why, and what grants it more.")
+    _host_options(doctor)
+    check = command("check-config", _check_config, "Check configuration files; print what is in force.")
+    _host_options(check)
+    check.add_argument("--web.config.file", dest="web_config", metavar="FILE")
+    metrics = command("metrics", _metrics, "The catalogue of metrics as Markdown, or JSON.")
+    metrics.add_argument("--json", action="store_true")
+    metrics.add_argument("--collectors", action="store_true", help="the table of collectors instead")
+    release = command("release", _release, "Have the running exporter let go of NVML, so that the driver can be unloaded.")
+    release.add_argument("--for", dest="duration", default="10m", metavar="DURATION", help="take it up again after this (default 10m)")
+    command("resume", _resume, "Have the running exporter take NVML up again.")
+    simulate = command("simulate", _simulate, "Change the scenario of a running simulation.")
+    simulate.add_argument("scenario")
+    simulate.add_argument("--control", required=True, metavar="FILE", help="the control file that `serve --simulate` named")
+    forget = command("forget", _forget, "Drop a device that is gone for good from the learned inventory.")
+    forget.add_argument("device", help="a GPU's uuid, a drive's serial, an array or a port, as gpuhost_inventory_missing names it")
+    forget.add_argument("--storage.path", dest="storage", metavar="DIR")
+    return parser
+
+
+def _host_options(parser: argparse.ArgumentParser) -> None:
+    from gpuhost_exporter.collectors import ALL
+
+    parser.add_argument("--config.file", dest="config", metavar="FILE", help="TOML")
+    parser.add_argument("--simulate", metavar="HOST[:SCENARIO]", help="a simulated host in place of this one, marked as such")
+    parser.add_argument("--path.procfs", dest="procfs", metavar="DIR")
+    parser.add_argument("--path.sysfs", dest="sysfs", metavar="DIR")
+    parser.add_argument("--storage.path", dest="storage", metavar="DIR", help="learned inventory and kernel log cursor")
+    parser.add_argument("--log.level", dest="level", choices=LOG_LEVELS)
+    for collector in ALL:
+        parser.add_argument(
+            f"--collector.{collector.name}",
+            dest=f"collector_{collector.name}",
+            action=argparse.BooleanOptionalAction,
+            help=collector.help,
+        )
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    """The configuration file with the flags over it."""
+    from gpuhost_exporter.collectors import ALL
+
+    names = tuple(collector.name for collector in ALL)
+    settings = load(options.config, names) if options.config else Settings()
+    given = {
+        "procfs": options.procfs,
+        "sysfs": options.sysfs,
+        "storage_path": options.storage,
+        "log_level": options.level,
+        "simulate": options.simulate,
+        "simulate_control": getattr(options, "control", None),
+        "web_config_file": getattr(options, "web_config", None),
+        "listen_addresses": tuple(getattr(options, "listen", None) or ()) or None,
+    }
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    collectors = dict(settings.collectors)
+    for name in names:
+        chosen = getattr(options, f"collector_{name}")
+        if chosen is not None:
+            collectors[name] = replace(collectors.get(name, CollectorSettings()), enabled=chosen)
+    settings = replace(settings, collectors=collectors)
+    for folder in (settings.procfs, settings.sysfs):
+        if not os.path.isdir(folder):
+            raise ConfigError(f"{folder}: no such folder; expected a proc or sys file system")
+    return settings
+
+
+def _log(level: str) -> None:
+    # systemd's journal brings its own time stamps.
+    stamp = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
+    logging.basicConfig(level=level.upper(), format=f"{stamp}%(levelname)s %(message)s", stream=sys.stderr)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.app import serve
+
+    settings = _settings(options)
+    _log(settings.log_level)
+    return serve(settings)
+
+
+def _snapshot(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.look import snapshot
+
+    timeout = positive_seconds(options.timeout)
+    settings = _settings(options)
+    _log("error" if options.level is None else options.level)
+    return snapshot(settings, timeout, as_json=options.json)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.look import doctor
+
+    settings = _settings(options)
+    _log("error" if options.level is None else options.level)
+    return doctor(settings)
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.targets import Targets
+    from gpuhost_exporter.web.webconfig import WebConfig
+
+    settings = _settings(options)
+    Targets.load(settings.target)
+    if settings.web_config_file:
+        WebConfig.load(settings.web_config_file)
+    for name in ("listen_addresses", "web_config_file", "procfs", "sysfs", "log_level", "nvml_call_timeout"):
+        print(f"{name.replace('_', ' ')}: {getattr(settings, name)}")
+    print(f"storage path: {settings.storage_path or default_storage_path(os.environ)}")
+    off = [name for name, chosen in settings.collectors.items() if chosen.enabled is False]
+    print(f"collectors off: {', '.join(off) or 'none'}")
+    return 0
+
+
+def _metrics(options: argparse.Namespace) -> int:
+    from gpuhost_exporter import catalogue
+
+    if options.collectors:
+        print(catalogue.collectors_table(), end="")
+    elif options.json:
+        rows = [
+            {"name": spec.name, "type": spec.kind, "unit": spec.unit, "labels": spec.labels, "help": spec.help}
+            for spec in catalogue.specs().values()
+        ]
+        print(json.dumps(rows, indent=1))
+    else:
+        print(catalogue.metrics_page(), end="")
+    return 0
+
+
+def _release(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.sources.runtime import Runtime
+
+    seconds = positive_seconds(options.duration)
+    pid = Runtime(default_runtime_path(os.environ)).signal_release(seconds)
+    print(f"asked gpuhost-exporter ({pid}) to let go of NVML for {seconds:.0f} s")
+    return 0
+
+
+def _resume(_options: argparse.Namespace) -> int:
+    from gpuhost_exporter.sources.runtime import Runtime
+
+    pid = Runtime(default_runtime_path(os.environ)).signal_resume()
+    print(f"asked gpuhost-exporter ({pid}) to take NVML up again")
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.clock import SystemClock
+    from gpuhost_exporter.sim import control
+
+    control.switch(options.control, options.scenario, SystemClock())
+    return 0
+
+
+def _forget(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.collectors.inventory import forget
+    from gpuhost_exporter.sources.state import State
+
+    folder = options.storage or default_storage_path(os.environ)
+    if not forget(State(folder), options.device):
+        raise ConfigError(f"{folder}: the learned inventory has no device {options.device!r}")
+    print(f"forgot {options.device}")
+    return 0
