@@ -131,7 +131,11 @@ class App:
             pipe.recv_answer(self._sockets[-1], 30.0)
         except (Gone, Hung) as error:
             raise ConfigError(f"--simulate {target}: the simulator did not start: {error}") from error
-        log.info("simulating %s; steer it with: gpuhost-exporter simulate SCENARIO --control %s", target, simulation.control)
+        log.info(
+            "simulating %s; steer it with: gpuhost-exporter simulate SCENARIO --control %s",
+            target,
+            simulation.control,
+        )
         return simulation
 
     def _hardware_changed(self, action: str, subsystem: str, device: str) -> None:

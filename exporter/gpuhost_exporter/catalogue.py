@@ -36,7 +36,15 @@ def metrics_page() -> str:
         "exporter unless the source says that the device counts. Missing data is an absent series.",
     ]
     for name, source, declared in groups():
-        lines += ["", f"## {name}", "", f"Source: {source}", "", "| metric | type | unit | labels | meaning |", "|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"Source: {source}",
+            "",
+            "| metric | type | unit | labels | meaning |",
+            "|---|---|---|---|---|",
+        ]
         lines += [
             f"| `{spec.name}` | {spec.kind} | {spec.unit.replace('_', ' ') or '-'} "
             f"| {', '.join(spec.labels) or '-'} | {spec.help.replace('|', chr(92) + '|')} |"
@@ -49,6 +57,7 @@ def collectors_table() -> str:
     """The README's table of collectors."""
     lines = ["| collector | every | what | reads | needs beyond an ordinary user |", "|---|---|---|---|---|"]
     lines += [
-        f"| `{kind.name}` | {kind.interval:g} s | {kind.help} | {kind.source} | {kind.privilege or 'nothing'} |" for kind in ALL
+        f"| `{kind.name}` | {kind.interval:g} s | {kind.help} | {kind.source} | {kind.privilege or 'nothing'} |"
+        for kind in ALL
     ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 done, 1 failed while working, 2 a usage or configuration error (one line says which)."""
+"""The command line. Exit codes: 0 done, 1 failed while working, 2 a usage or configuration error, said in one line.
 
 from __future__ import annotations
 
@@ -55,13 +55,31 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = command("serve", _serve, "Serve this host's metrics until stopped.")
     _host_options(serve)
-    serve.add_argument("--web.listen-address", dest="listen", action="append", metavar="ADDRESS", help="host:port; may be given again (default :19400)")
-    serve.add_argument("--web.config.file", dest="web_config", metavar="FILE", help="TLS and basic auth, as for other Prometheus exporters")
-    serve.add_argument("--simulate.control", dest="control", metavar="FILE", help="where the simulation's control file is kept")
+    serve.add_argument(
+        "--web.listen-address",
+        dest="listen",
+        action="append",
+        metavar="ADDRESS",
+        help="host:port; may be given again (default :19400)",
+    )
+    serve.add_argument(
+        "--web.config.file",
+        dest="web_config",
+        metavar="FILE",
+        help="TLS and basic auth, as for other Prometheus exporters",
+    )
+    serve.add_argument(
+        "--simulate.control",
+        dest="control",
+        metavar="FILE",
+        help="where the simulation's control file is kept",
+    )
     snapshot = command("snapshot", _snapshot, "One look at this host: a table, or JSON.")
     _host_options(snapshot)
     snapshot.add_argument("--json", action="store_true", help="every sample, for programs")
-    snapshot.add_argument("--timeout", default="5s", metavar="DURATION", help="how long to wait for slow hardware (default 5s)")
+    snapshot.add_argument(
+        "--timeout", default="5s", metavar="DURATION", help="how long to wait for slow hardware (default 5s)"
+    )
     doctor = command("doctor", _doctor, "Each collector: on or off, why, and what grants it more.")
     _host_options(doctor)
     check = command("check-config", _check_config, "Check configuration files; print what is in force.")
@@ -70,14 +88,27 @@ def _parser() -> argparse.ArgumentParser:
     metrics = command("metrics", _metrics, "The catalogue of metrics as Markdown, or JSON.")
     metrics.add_argument("--json", action="store_true")
     metrics.add_argument("--collectors", action="store_true", help="the table of collectors instead")
-    release = command("release", _release, "Have the running exporter let go of NVML, so that the driver can be unloaded.")
-    release.add_argument("--for", dest="duration", default="10m", metavar="DURATION", help="take it up again after this (default 10m)")
+    release = command(
+        "release", _release, "Have the running exporter let go of NVML, so that the driver can be unloaded."
+    )
+    release.add_argument(
+        "--for",
+        dest="duration",
+        default="10m",
+        metavar="DURATION",
+        help="take it up again after this (default 10m)",
+    )
     command("resume", _resume, "Have the running exporter take NVML up again.")
     simulate = command("simulate", _simulate, "Change the scenario of a running simulation.")
     simulate.add_argument("scenario")
-    simulate.add_argument("--control", required=True, metavar="FILE", help="the control file that `serve --simulate` named")
+    simulate.add_argument(
+        "--control", required=True, metavar="FILE", help="the control file that `serve --simulate` named"
+    )
     forget = command("forget", _forget, "Drop a device that is gone for good from the learned inventory.")
-    forget.add_argument("device", help="a GPU's uuid, a drive's serial, an array or a port, as gpuhost_inventory_missing names it")
+    forget.add_argument(
+        "device",
+        help="a GPU's uuid, a drive's serial, an array or a port, as gpuhost_inventory_missing names it",
+    )
     forget.add_argument("--storage.path", dest="storage", metavar="DIR")
     return parser
 
@@ -86,7 +117,9 @@ def _host_options(parser: argparse.ArgumentParser) -> None:
     from gpuhost_exporter.collectors import ALL
 
     parser.add_argument("--config.file", dest="config", metavar="FILE", help="TOML")
-    parser.add_argument("--simulate", metavar="HOST[:SCENARIO]", help="a simulated host in place of this one, marked as such")
+    parser.add_argument(
+        "--simulate", metavar="HOST[:SCENARIO]", help="a simulated host in place of this one, marked as such"
+    )
     parser.add_argument("--path.procfs", dest="procfs", metavar="DIR")
     parser.add_argument("--path.sysfs", dest="sysfs", metavar="DIR")
     parser.add_argument("--storage.path", dest="storage", metavar="DIR", help="learned inventory and kernel log cursor")
@@ -183,7 +216,13 @@ def _metrics(options: argparse.Namespace) -> int:
         print(catalogue.collectors_table(), end="")
     elif options.json:
         rows = [
-            {"name": spec.name, "type": spec.kind, "unit": spec.unit, "labels": spec.labels, "help": spec.help}
+            {
+                "name": spec.name,
+                "type": spec.kind,
+                "unit": spec.unit,
+                "labels": spec.labels,
+                "help": spec.help,
+            }
             for spec in catalogue.specs().values()
         ]
         print(json.dumps(rows, indent=1))

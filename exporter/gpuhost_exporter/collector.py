@@ -41,6 +41,10 @@ class Collector:
         """Read, fold, yield. Raises SourceError when the subject as a whole cannot be read."""
         raise NotImplementedError
 
+    def remarks(self) -> tuple[str, ...]:
+        """What is missing or failing within the subject, a line each, for doctor and the status page."""
+        return tuple(f"{device}: {kind}" for device, kind in sorted(dict(self._faults).items()))
+
     @contextmanager
     def guard(self, device: str) -> Iterator[None]:
         """Keep one device's failure from its siblings: what it yielded before failing stays."""

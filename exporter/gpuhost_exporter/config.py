@@ -1,25 +1,25 @@
 """The configuration file and the command line, as one frozen Settings. An unknown key is an error naming its path.
 
-    [web]
-    listen-address = [":19400"]          # --web.listen-address
-    config-file = "web.yml"              # --web.config.file: TLS and basic auth
-    [path]
-    procfs = "/proc"                     # --path.procfs
-    sysfs = "/sys"                       # --path.sysfs
-    [storage]
-    path = "/var/lib/gpuhost-exporter"   # --storage.path
-    [log]
-    level = "info"                       # --log.level
-    [nvml]
-    call-timeout = 10                    # seconds until a hung call gets the reader killed
-    [collector.rdma]
-    enabled = false                      # --no-collector.rdma
-    interval = 10                        # seconds
-    [inventory]                          # what must be there; without it, what was ever seen
-    gpus = 8
-    arrays = ["md0"]
-    [target]                             # the site's own figures in place of the guide's
-    storage_good_bytes_per_second = 14e9
+[web]
+listen-address = [":19400"]          # --web.listen-address
+config-file = "web.yml"              # --web.config.file: TLS and basic auth
+[path]
+procfs = "/proc"                     # --path.procfs
+sysfs = "/sys"                       # --path.sysfs
+[storage]
+path = "/var/lib/gpuhost-exporter"   # --storage.path
+[log]
+level = "info"                       # --log.level
+[nvml]
+call-timeout = 10                    # seconds until a hung call gets the reader killed
+[collector.rdma]
+enabled = false                      # --no-collector.rdma
+interval = 10                        # seconds
+[inventory]                          # what must be there; without it, what was ever seen
+gpus = 8
+arrays = ["md0"]
+[target]                             # the site's own figures in place of the guide's
+storage_good_bytes_per_second = 14e9
 """
 
 from __future__ import annotations

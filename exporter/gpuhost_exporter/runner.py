@@ -32,7 +32,7 @@ AGE = gauge(
 )
 IN_FLIGHT = gauge(
     "gpuhost_collector_in_flight_seconds",
-    "Seconds that the poll in progress has taken so far, 0 when none is. Growth means that the hardware does not answer.",
+    "Seconds that the poll in progress has taken so far, 0 when none is. It grows while hardware does not answer.",
     "collector",
 )
 DURATION = gauge("gpuhost_collector_duration_seconds", "Seconds that the last finished poll took.", "collector")
@@ -76,6 +76,7 @@ class Task:
         self.polls = 0
         self.missed = 0
         self.failure = ""
+        self.failure_kind = ""
         self._clock = clock
         self._wake = threading.Event()
         self._stopping = False
@@ -122,7 +123,7 @@ class Task:
             self.read_at = finished
             if self.failure:
                 log.info("%s: reads again", self.collector.name)
-        self.failure = failure
+        self.failure, self.failure_kind = failure, kind
         self.succeeded = not failure
         self.duration = finished - started
         self.polls += 1

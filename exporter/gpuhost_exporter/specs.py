@@ -1,7 +1,7 @@
 """What a metric is. Each is declared once, beside the collector that fills it, and called to make a sample:
 
-    LINK_UP = gauge("gpuhost_nvlink_up", "Whether the link is active.", "gpu", "uuid", "link")
-    yield LINK_UP("0", "GPU-...", "3", value=1)
+LINK_UP = gauge("gpuhost_nvlink_up", "Whether the link is active.", "gpu", "uuid", "link")
+yield LINK_UP("0", "GPU-...", "3", value=1)
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Spec:
     def __call__(self, *labels: str, value: float = 1) -> Sample:
         if len(labels) != len(self.labels):
             raise TypeError(f"{self.name} takes labels {self.labels}, got {labels}")
-        return Sample(self, labels, value)
+        return Sample(self, labels, float(value))
 
 
 def gauge(name: str, text: str, *labels: str) -> Spec:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gpuhost_exporter.errors import Absent, Denied, Gone, Malformed, SourceError, Transient, Unsupported
@@ -69,6 +71,18 @@ def read_text(path: str) -> str:
     return block.decode("utf-8", "replace").strip()
 
 
+def read_start(path: str) -> str:
+    """What the file hands out at once, at most 4 KiB: enough where a long list (/proc/cpuinfo) repeats itself."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.read(descriptor, 4096).decode("utf-8", "replace").strip()
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise source_error(path, error) from error
+
+
 def read_number(path: str) -> int:
     """The file's text as an integer, decimal or 0x…"""
     text = read_text(path)
@@ -116,3 +130,14 @@ def optional_names(path: str) -> tuple[str, ...]:
 def link_target(path: str) -> str:
     """The path that a symbolic link leads to, links resolved; it need not exist."""
     return os.path.realpath(path)
+
+
+@contextmanager
+def listed(folder: str) -> Iterator[None]:
+    """For the reads below a device's folder that was listed just now: if it is there no more, Absent is Gone."""
+    try:
+        yield
+    except Absent as error:
+        if os.path.isdir(folder):
+            raise
+        raise Gone(f"{folder}: disappeared while being read") from error

@@ -156,11 +156,11 @@ class _Server:
         signal.set_wakeup_fd(wake)
         try:
             while True:
-                ready, _, _ = select.select([self._socket, woken], [], [])
+                ready = select.select([self._socket.fileno(), woken], [], [])[0]
                 if woken in ready:
                     os.read(woken, 4096)
                     self._reap()
-                if self._socket in ready and not self._serve(woken, wake):
+                if self._socket.fileno() in ready and not self._serve(woken, wake):
                     return
         finally:
             self._end_all()

@@ -1,7 +1,7 @@
 """The runtime folder: where the daemon leaves its process id, and `release --for` its wish.
 
-    RUN/pid        "4711\n"
-    RUN/release    "600.0\n", seconds; read and removed on SIGUSR1
+RUN/pid        "4711\n"
+RUN/release    "600.0\n", seconds; read and removed on SIGUSR1
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ from typing import Any
 
 from gpuhost_exporter.clock import Clock
 from gpuhost_exporter.errors import Gone, Hung, SourceError, Transient, Unavailable
-from gpuhost_exporter.sources import pipe
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.nvml.calls import DriverDown
 from gpuhost_exporter.sources.nvml.marks import clear_mark, read_mark
 from gpuhost_exporter.sources.nvml.readings import Batch, Driver, Gpu, Inventory, Xid
+from gpuhost_exporter.sources.pipe import Pipe, pair, recv_answer, send_request
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ _FAULT_STATES = {"lost": "lost", "needs_reset": "needs_reset", "gone": "lost"}
 @dataclass(slots=True)
 class _Reader:
     pid: int
-    pipe: pipe.Pipe
-    events: pipe.Pipe
+    pipe: Pipe
+    events: Pipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +142,8 @@ class NvmlClient:
             skip = sorted(name for name, pause in self._quarantine.items() if now < pause.until)
             self._in_flight = now
             try:
-                pipe.send_request(reader.pipe, {"subject": subject, "skip": skip})
-                answer = pipe.recv_answer(reader.pipe, self._timeout)
+                send_request(reader.pipe, {"subject": subject, "skip": skip})
+                answer = recv_answer(reader.pipe, self._timeout)
             except Hung:
                 raise self._hung() from None
             except Gone:
@@ -160,7 +160,7 @@ class NvmlClient:
         found: list[Xid] = []
         try:
             while reader and select.select([reader.events], [], [], 0)[0]:
-                found.extend(pipe.recv_answer(reader.events, 1.0))
+                found.extend(recv_answer(reader.events, 1.0))
         except (SourceError, OSError, ValueError):
             pass  # the reader is ending: read() sees that and says so
         return tuple(found)
@@ -218,14 +218,14 @@ class NvmlClient:
         if self._state not in ("hung", "crashed"):
             self._set("starting", "the NVML reader is starting")
         clear_mark(self._launcher.marks)
-        ours, theirs = pipe.pair()
-        our_events, their_events = pipe.pair()
+        ours, theirs = pair()
+        our_events, their_events = pair()
         skip = sorted(name for name, pause in self._quarantine.items() if now < pause.until)
         pid = self._launcher.spawn("nvml", {**self._arguments, "skip": skip}, [theirs, their_events])
-        self._reader = _Reader(pid, pipe.Pipe(ours), pipe.Pipe(our_events))
+        self._reader = _Reader(pid, Pipe(ours), Pipe(our_events))
         self._in_flight = now
         try:
-            answer = pipe.recv_answer(self._reader.pipe, _OPEN_TIMEOUT)
+            answer = recv_answer(self._reader.pipe, _OPEN_TIMEOUT)
         except Hung:
             raise self._hung() from None
         except Gone:
@@ -349,4 +349,3 @@ class NvmlClient:
     def _name(self, device: str) -> str:
         gpu = self._known.get(device)
         return f"GPU {gpu.index} ({device})" if gpu else device or "no GPU"
-

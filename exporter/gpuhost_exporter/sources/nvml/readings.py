@@ -64,6 +64,7 @@ class Inventory:
 
     driver: Driver
     gpus: tuple[Gpu, ...]
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
