@@ -112,7 +112,7 @@ class Activity:
     nvlink_rx_bytes: int | None
     pcie_tx_bytes: int | None  # counters, may wrap
     pcie_rx_bytes: int | None
-    processes: tuple[Process, ...]
+    processes: tuple[Process, ...] | None
 
 
 @dataclass(frozen=True, slots=True)

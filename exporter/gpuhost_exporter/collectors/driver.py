@@ -1,0 +1,106 @@
+"""The driver and the GPUs as such: which are there and whether they answer. Told by the exporter's own bookkeeping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gpuhost_exporter.collector import Collector
+from gpuhost_exporter.collectors.per_gpu import gpu_gauge, gpu_info, gpu_labels, one_of
+from gpuhost_exporter.sources.nvml.client import GPU_STATES, STATES
+from gpuhost_exporter.specs import Sample, counter, gauge, info
+
+GPU_UP = gpu_gauge(
+    "gpuhost_gpu_up",
+    "Whether the GPU answers through NVIDIA's driver: 1 is good. At 0 gpuhost_gpu_state says why, or "
+    "gpuhost_nvml_state where the driver as a whole cannot be read.",
+)
+GPU_STATE = gpu_gauge(
+    "gpuhost_gpu_state",
+    "State of the GPU, 1 for the current one of ok, lost (fell off the bus), needs_reset, hung (a call did not "
+    "return), missing, unreadable and unknown (the driver cannot be read). Good is ok.",
+    "state",
+)
+GPU_INFO = gpu_info(
+    "gpuhost_gpu_info",
+    "Identity of the GPU; bdf is its PCI address as in sysfs. A lost GPU keeps its last known identity.",
+    "name",
+    "bdf",
+    "serial",
+    "vbios",
+    "architecture",
+    "compute_capability",
+    "virtualization_mode",
+)
+DRIVER_INFO = info(
+    "gpuhost_driver_info",
+    "Versions of NVIDIA's driver, of its management library NVML and of CUDA as the driver last told them.",
+    "driver_version",
+    "nvml_version",
+    "cuda_version",
+)
+NVML_STATE = gauge(
+    "gpuhost_nvml_state",
+    "State of the way to NVIDIA's driver, 1 for the current one. Good is ok; no_gpus and no_library are "
+    "normal on a host without GPUs, released is by request.",
+    "state",
+)
+READER_RESTARTS = counter(
+    "gpuhost_nvml_reader_restarts_total",
+    "Times that the process which reads NVML was ended and had to be started again, by reason. Good is none by "
+    "crashed and hung.",
+    "reason",
+)
+READER_STUCK = gauge(
+    "gpuhost_nvml_reader_stuck",
+    "NVML readers that were killed and that the kernel cannot end: 0 is good. The driver needs a reboot.",
+)
+IN_FLIGHT = gauge(
+    "gpuhost_nvml_in_flight_seconds",
+    "Seconds since the request to NVML that is now under way was sent, 0 when none is. Seconds here mean that the "
+    "driver is slow or hangs.",
+)
+
+
+class DriverCollector(Collector):
+    name = "driver"
+    help = "State of the driver and of every GPU known"
+    source = "what the NVML reader last answered; touches no hardware"
+    interval = 1.0
+    specs = (
+        GPU_UP,
+        GPU_STATE,
+        GPU_INFO,
+        DRIVER_INFO,
+        NVML_STATE,
+        READER_RESTARTS,
+        READER_STUCK,
+        IN_FLIGHT,
+    )
+
+    def poll(self, now: float) -> Iterator[Sample]:
+        nvml = self.host.nvml
+        gpus = nvml.gpus()
+        self.host.board.post("gpus", gpus)
+        states = nvml.gpu_states()
+        for gpu in gpus:
+            labels = gpu_labels(gpu)
+            state = states.get(gpu.uuid, "unknown")
+            yield GPU_UP(*labels, value=float(state == "ok"))
+            yield from one_of(GPU_STATE, labels, GPU_STATES, state)
+            yield GPU_INFO(
+                *labels,
+                gpu.name,
+                gpu.bdf,
+                gpu.serial or "",
+                gpu.vbios or "",
+                gpu.architecture or "",
+                gpu.compute_capability or "",
+                gpu.virtualization_mode or "",
+            )
+        if driver := nvml.driver():
+            yield DRIVER_INFO(driver.driver_version, driver.nvml_version, driver.cuda_version or "")
+        yield from one_of(NVML_STATE, (), STATES, nvml.state())
+        for reason, restarts in nvml.restarts().items():
+            yield READER_RESTARTS(reason, value=restarts)
+        yield READER_STUCK(value=nvml.stuck())
+        yield IN_FLIGHT(value=nvml.in_flight_seconds(now))
