@@ -1,0 +1,49 @@
+# make run    this host's metrics and status page; SIMULATE=h100x8 for a simulated GPU host
+# make test   lint, types and tests, about five minutes
+PYTHON ?= python3
+VENV := .venv
+ADDRESS ?= 127.0.0.1:19400
+SIMULATE ?=
+
+.PHONY: run test test-full bench metrics clean
+
+run: $(VENV)/.run
+	@test -n "$(SIMULATE)" || test -e /dev/nvidiactl || \
+	  echo "No NVIDIA driver here: serving what this host has. For a simulated 8-GPU host: make run SIMULATE=h100x8"
+	@echo "Status page: http://$(ADDRESS)/   metrics: http://$(ADDRESS)/metrics   Ctrl-C stops"
+	@exec $(VENV)/bin/gpuhost-exporter serve --web.listen-address=$(ADDRESS) $(if $(SIMULATE),--simulate $(SIMULATE))
+
+test: $(VENV)/.dev
+	$(VENV)/bin/ruff format --check exporter tests
+	$(VENV)/bin/ruff check exporter tests
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest -m "not slow and not gpu"
+
+# The long tier: everything above, the slow tests, and the benchmark.
+test-full: test
+	$(VENV)/bin/pytest -m "slow and not gpu"
+	$(MAKE) bench
+
+bench: $(VENV)/.dev
+	$(VENV)/bin/python tests/bench/bench.py
+
+metrics: $(VENV)/.run
+	$(VENV)/bin/gpuhost-exporter metrics > exporter/METRICS.md
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; name one with: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "Python's venv module is needed: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml | $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.run
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
