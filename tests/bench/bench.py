@@ -115,9 +115,7 @@ class Peer:
 
 
 def _is_simulator(pid: int) -> bool:
-    """The process that writes the simulated files: it alone holds no NVML mark and writes all the time."""
-    name = Path(f"/proc/{pid}/comm").read_text().strip()
-    return name == "gpuhost-sim"
+    return Path(f"/proc/{pid}/comm").read_text().startswith("gpuhost-sim")
 
 
 def free_port() -> int:

@@ -149,6 +149,7 @@ class _Server:
         # A terminal's Ctrl-C and systemd's SIGTERM reach every process of the group; readers end with the exporter.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+        linux.name_process("gpuhost-launcher")
         linux.keep_capabilities(frozenset().union(*(kind.capabilities for kind in self._kinds.values())))
         linux.forbid_internet()
         woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -183,6 +184,7 @@ class _Server:
         launcher = os.getpid()
         pid = os.fork()
         if pid == 0:
+            linux.name_process(f"gpuhost-{request['reader']}")
             self._become(main, kind, request["arguments"], descriptors, launcher, private)
         self._children.add(pid)
         for descriptor in descriptors:
