@@ -1,0 +1,48 @@
+"""The machine: make, model, kernel, boot time, processors and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from gpuhost_exporter.collector import Collector
+from gpuhost_exporter.host import Host
+from gpuhost_exporter.sources import machine
+from gpuhost_exporter.specs import Sample, Spec, gauge, info
+
+INFO = info(
+    "gpuhost_machine_info",
+    "Who made the machine and what it runs: system vendor, product, BIOS version, kernel, processor model.",
+    "vendor",
+    "product",
+    "bios",
+    "kernel",
+    "processor",
+)
+BOOT_TIME = gauge("gpuhost_boot_time_seconds", "When the kernel booted, in seconds since the epoch.")
+PROCESSORS = gauge("gpuhost_machine_processors", "Logical processors that are online.")
+MEMORY = gauge("gpuhost_machine_memory_bytes", "Memory that the kernel manages, in bytes.")
+
+
+class MachineCollector(Collector):
+    name: ClassVar[str] = "machine"
+    help: ClassVar[str] = "Make, model, kernel, boot time, processors and memory of the machine."
+    source: ClassVar[str] = "/sys/class/dmi/id, /proc/stat, /proc/meminfo, /proc/cpuinfo"
+    interval: ClassVar[float] = 60.0
+    specs: ClassVar[tuple[Spec, ...]] = (INFO, BOOT_TIME, PROCESSORS, MEMORY)
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._identity: machine.Identity | None = None
+
+    def poll(self, now: float) -> Iterator[Sample]:
+        if self._identity is None:
+            self._identity = machine.identity(self.host.root)
+        of = self._identity
+        yield INFO(*(text or "" for text in (of.vendor, of.product, of.bios, of.kernel, of.processor)))
+        with self.guard("stat"):
+            running = machine.running(self.host.root)
+            yield BOOT_TIME(value=running.boot_time)
+            yield PROCESSORS(value=running.processors)
+        with self.guard("meminfo"):
+            yield MEMORY(value=machine.memory_bytes(self.host.root))
