@@ -115,9 +115,7 @@ def test_no_document_raises_anything_but_a_configuration_error(document):
         pass
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h", 3600), ("0.5s", 0.5)]
-)
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h", 3600), ("0.5s", 0.5)])
 def test_durations_are_written_as_prometheus_writes_them(text, seconds):
     assert config.positive_seconds(text) == seconds
 

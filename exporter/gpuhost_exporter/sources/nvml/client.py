@@ -281,10 +281,10 @@ class NvmlClient:
         device, function = read_mark(self._launcher.marks)
         self._stop("hung", kill=True)
         where = f"{function} on {self._name(device)}" if function else "the library"
+        self._leave_out(device)
         if self._stuck is not None:
             self._set("stuck", f"{where} hangs and the kernel cannot end the reader: not starting another")
         else:
-            self._leave_out(device)
             self._set("hung", f"{where} did not return within its deadline; reader killed")
         return Hung(self._message)
 

@@ -1,0 +1,228 @@
+"""The NVML client outlives its reader: hung, crashed, lost, mismatched, released. Readers are real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from gpuhost_exporter.clock import SystemClock
+from gpuhost_exporter.errors import Hung, SourceError, Transient, Unavailable
+from gpuhost_exporter.sources.launcher import Launcher, ReaderKind
+from gpuhost_exporter.sources.nvml.client import NvmlClient
+
+
+class Clock(SystemClock):
+    """Real time plus what the test lets pass."""
+
+    ahead = 0.0
+
+    def now(self):
+        return super().now() + self.ahead
+
+
+@pytest.fixture
+def make(tmp_path):
+    launcher = Launcher.start({"nvml": ReaderKind("support.mains:nvml", frozenset())})
+    steps = tmp_path / "steps"
+    made = []
+
+    def client(script="", gpus=3):
+        steps.write_text(script)
+        clock = Clock()
+        arguments = {"steps": str(steps), "gpus": gpus}
+        made.append(NvmlClient(launcher, clock, arguments, timeout=0.3, pause=60.0))
+        return made[-1], clock, steps
+
+    yield client
+    for one in made:
+        one.release(1)
+    launcher.close()
+
+
+def uuids(batch):
+    return [reading.uuid for reading in batch.readings]
+
+
+def test_a_well_driver_is_ok_and_every_gpu_is(make):
+    client, _, _ = make()
+    assert client.state() == "starting"
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-1", "GPU-2"]
+    assert client.state() == "ok"
+    assert client.gpu_states() == dict.fromkeys(["GPU-0", "GPU-1", "GPU-2"], "ok")
+    assert client.driver().driver_version == "580.1"
+    assert sum(client.restarts().values()) == 0
+
+
+def test_a_lost_gpu_costs_that_gpu_only_and_is_looked_for_again(make):
+    client, clock, steps = make("ok ok:GPU-0,GPU-2")
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-2"]
+    assert client.gpu_states() == {"GPU-0": "ok", "GPU-1": "lost", "GPU-2": "ok"}
+    assert [gpu.uuid for gpu in client.gpus()] == ["GPU-0", "GPU-1", "GPU-2"]
+    steps.write_text("ok:GPU-0,GPU-2 ok:GPU-0,GPU-2")
+    clock.ahead += 61
+    client.read("links")
+    assert client.restarts()["recheck"] == 1
+    assert client.gpu_states()["GPU-1"] == "lost"
+    clock.ahead += 61
+    client.read("links")
+    assert client.restarts()["recheck"] == 1, "pauses grow"
+    clock.ahead += 61
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-1", "GPU-2"], "back after its reset"
+    assert client.gpu_states()["GPU-1"] == "ok"
+
+
+def test_a_call_that_never_returns_costs_its_gpu_and_the_deadline(make):
+    client, clock, steps = make("ok hang:GPU-1")
+    begin = time.monotonic()
+    with pytest.raises(Hung, match=r"nvmlDeviceGetPowerUsage on GPU 1 \(GPU-1\)"):
+        client.read("links")
+    assert time.monotonic() - begin < 2
+    assert client.state() == "hung"
+    assert client.gpu_states() == {"GPU-0": "unknown", "GPU-1": "hung", "GPU-2": "unknown"}
+    assert client.restarts()["hung"] == 1
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-2"]
+    assert client.gpu_states() == {"GPU-0": "ok", "GPU-1": "hung", "GPU-2": "ok"}
+    clock.ahead += 61
+    steps.write_text("hang:GPU-1")
+    with pytest.raises(Hung):
+        client.read("links")
+    clock.ahead += 61
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-2"], "the second pause is longer"
+    clock.ahead += 61
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-1", "GPU-2"]
+    assert client.gpu_states()["GPU-1"] == "ok"
+
+
+def test_a_crash_gets_a_new_reader_and_a_second_one_leaves_the_gpu_out(make):
+    client, _, steps = make("ok crash:GPU-2")
+    with pytest.raises(Transient, match=r"SIGSEGV in nvmlDeviceGetPowerUsage on GPU 2 \(GPU-2\)"):
+        client.read("links")
+    assert client.restarts()["crashed"] == 1
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-1", "GPU-2"]
+    steps.write_text("crash:GPU-2")
+    with pytest.raises(Transient):
+        client.read("links")
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            assert uuids(client.read("links")) == ["GPU-0", "GPU-1"]
+            break
+        except Unavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert client.gpu_states() == {"GPU-0": "ok", "GPU-1": "ok", "GPU-2": "hung"}
+
+
+@pytest.mark.parametrize("state", ["no_library", "no_driver", "permission", "mismatch"])
+def test_a_driver_that_is_not_there_is_a_state_and_is_tried_again_with_patience(make, state):
+    client, clock, steps = make(f"down:{state}")
+    with pytest.raises(Unavailable, match=f"the driver is {state}"):
+        client.read("links")
+    assert client.state() == state
+    assert client.gpus() == ()
+    with pytest.raises(Unavailable):
+        client.read("links")
+    assert steps.read_text() == "", "not tried at every tick"
+    clock.ahead += 61
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-1", "GPU-2"]
+    assert client.state() == "ok"
+
+
+def test_a_driver_upgraded_under_a_running_exporter_is_unknown_not_lost(make):
+    client, clock, _ = make("ok ok down:mismatch")
+    client.read("links")
+    with pytest.raises(Unavailable):
+        client.read("links")
+    assert client.state() == "mismatch"
+    assert set(client.gpu_states().values()) == {"unknown"}
+    assert client.restarts()["mismatch"] == 1
+    clock.ahead += 11
+    client.read("links")
+    assert client.state() == "ok"
+
+
+def test_a_driver_without_gpus_is_said_so_and_looked_at_again(make):
+    client, clock, _ = make(gpus=0)
+    with pytest.raises(Unavailable, match="finds no GPU"):
+        client.read("links")
+    assert client.state() == "no_gpus"
+    clock.ahead += 61
+    with pytest.raises(Unavailable):
+        client.read("links")
+
+
+def exists(pid):
+    return os.path.exists(f"/proc/{pid}/fd")
+
+
+def test_release_ends_the_process_that_holds_the_driver_until_resume(make):
+    client, clock, _ = make()
+    client.read("links")
+    (pid,) = client.pids()
+    client.release(600)
+    assert not exists(pid)
+    assert client.state() == "released"
+    with pytest.raises(Unavailable, match="released"):
+        client.read("links")
+    assert set(client.gpu_states().values()) == {"unknown"}
+    assert client.pids() == ()
+    client.resume()
+    assert len(uuids(client.read("links"))) == 3
+    client.release(600)
+    clock.ahead += 601
+    assert len(uuids(client.read("links"))) == 3, "taken up again by itself"
+    assert client.restarts()["released"] == 2
+
+
+def test_release_does_not_wait_for_a_hung_call(make):
+    client, _, _ = make("ok hang:GPU-0")
+    client._timeout = 30.0
+    errors = []
+
+    def read():
+        try:
+            client.read("links")
+        except SourceError as error:
+            errors.append(error)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    while client.in_flight_seconds(client._clock.now()) == 0 or client.state() != "ok":
+        time.sleep(0.01)
+    begin = time.monotonic()
+    client.release(600)
+    reading.join(5)
+    assert time.monotonic() - begin < 3
+    assert client.state() == "released"
+    assert "released" in str(errors[0])
+
+
+def test_a_reader_that_the_kernel_cannot_kill_is_reported_and_not_multiplied(make, monkeypatch):
+    client, _, _ = make("ok hang:GPU-0")
+    spawned = []
+    spawn, exit_status = client._launcher.spawn, client._launcher.exit_status
+    monkeypatch.setattr(client._launcher, "spawn", lambda *a: spawned.append(1) or spawn(*a))
+    monkeypatch.setattr(client._launcher, "exit_status", lambda pid, wait=0.0: None)
+    for _ in range(3):
+        with pytest.raises(Hung):
+            client.read("links")
+    assert client.state() == "stuck"
+    assert client.stuck() == 1
+    assert len(spawned) == 1
+    monkeypatch.setattr(client._launcher, "exit_status", exit_status)
+    assert client._launcher.exit_status(client._stuck, 5) == -signal.SIGKILL
+    assert uuids(client.read("links")) == ["GPU-1", "GPU-2"], "the GPU that hung is left out"
+    assert client.stuck() == 0
+
+
+def test_events_arrive_without_being_asked_for_and_without_waiting(make):
+    client, _, _ = make("ok event")
+    assert client.take_events() == ()
+    client.read("links")
+    (event,) = client.take_events()
+    assert (event.uuid, event.code) == ("GPU-0", 79)
+    assert client.take_events() == ()
