@@ -1,0 +1,154 @@
+"""Every call into NVIDIA's library: marked before it is made, its errors turned into our types, and what a GPU
+does not have remembered.
+
+    nvmlDeviceGetPowerUsage(handle) -> 412345     milliwatts, or NVMLError with .value 3, 4, 15, ...
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from gpuhost_exporter.clock import Clock
+from gpuhost_exporter.errors import (
+    Absent,
+    Denied,
+    Gone,
+    Lost,
+    Malformed,
+    NeedsReset,
+    SourceError,
+    Transient,
+    Unsupported,
+)
+
+Mark = Callable[[str, str], None]
+
+# How long an answer "not supported" or "no permission" is taken for good.
+REMEMBERED_SECONDS = 600.0
+
+_KINDS: dict[int, type[SourceError]] = {
+    2: Unsupported,  # invalid argument: a field or link that this driver or GPU does not know
+    3: Unsupported,
+    4: Denied,
+    6: Absent,  # not found
+    13: Unsupported,  # function not found: a driver older than the binding
+    15: Lost,
+    16: NeedsReset,
+    21: Absent,  # no data
+    25: Unsupported,  # argument version mismatch
+    26: Unsupported,  # deprecated
+    28: Gone,
+}
+_DRIVER_STATES = {1: "error", 9: "no_driver", 12: "no_library", 18: "mismatch"}
+
+
+class DriverDown(Exception):
+    """The library as a whole does not answer; `state` is one of the driver states in DESIGN.md."""
+
+    def __init__(self, state: str, message: str) -> None:
+        super().__init__(state, message)  # both, so that it survives pickling
+        self.state = state
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+@dataclass(slots=True, eq=False)
+class Device:
+    """A handle. `uuid` is the GPU's; `key` is what refusals are remembered by: the instance's UUID under MIG."""
+
+    index: int
+    uuid: str
+    key: str
+    handle: Any
+    bdf: str = ""
+    architecture: int | None = None  # NVML's number, once it was asked
+
+
+def load() -> Any:
+    """The real binding. Nothing else imports it: it costs 5 MiB that only the child should pay."""
+    return importlib.import_module("pynvml")
+
+
+def kind_of(code: int) -> type[SourceError]:
+    return _KINDS.get(code, Transient)
+
+
+def code_of(error: SourceError) -> int:
+    """NVML's number behind an error; 0 where the library was not asked, or answered but not sensibly."""
+    code = getattr(error.__cause__, "value", 0)
+    return code if isinstance(code, int) else 0
+
+
+class Calls:
+    """The library's functions by name. Raises the types of errors.py, and DriverDown for all GPUs at once."""
+
+    def __init__(self, nv: Any, clock: Clock, mark: Mark) -> None:
+        self.nv = nv
+        self._clock = clock
+        self._mark = mark
+        # Unhashable, and equal only to its own kind: never compared, only .value is looked at.
+        self._error: type[Exception] = nv.NVMLError
+        self._mismatch: type[Exception] = getattr(nv, "NVMLLibraryMismatchError", nv.NVMLError)
+        self._refused: dict[tuple[str, str, Hashable], tuple[type[SourceError], float]] = {}
+
+    def ask(self, device: Device, name: str, *numbers: int) -> Any:
+        """A getter of one device, remembered as refused for these very numbers."""
+        return self._asked(device, name, numbers, (device.handle, *numbers))
+
+    def hand(self, device: Device, name: str, about: str, *arguments: Any) -> Any:
+        """A function of one device that is handed structures or samples; `about` is what a refusal concerns."""
+        return self._asked(device, name, about, (device.handle, *arguments))
+
+    def call(self, uuid: str, name: str, *arguments: Any) -> Any:
+        """A function that takes no device handle first; nothing is remembered."""
+        function = getattr(self.nv, name, None)
+        if function is None:
+            raise Unsupported(f"{name}: not in this binding")
+        self._mark(uuid, name)
+        try:
+            return function(*arguments)
+        except self._mismatch as error:
+            raise self._typed(name, error) from error
+        except self._error as error:
+            raise self._typed(name, error) from error
+        except (TypeError, ValueError) as error:  # the binding trips over memory "N/A" and undecodable strings
+            raise Malformed(f"{name}: {error}") from error
+
+    def refuse(self, device: Device, name: str, about: Hashable, kind: type[SourceError]) -> None:
+        self._refused[device.key, name, about] = (kind, self._clock.now() + REMEMBERED_SECONDS)
+
+    def refusal(self, device: Device, name: str, about: Hashable) -> type[SourceError] | None:
+        """What the device is known to answer, None where it must be asked."""
+        known = self._refused.get((device.key, name, about))
+        if known is None:
+            return None
+        kind, until = known
+        if self._clock.now() < until:
+            return kind
+        del self._refused[device.key, name, about]
+        return None
+
+    def forget(self, device: Device) -> None:
+        """Ask the device everything anew: it changed."""
+        for key in [key for key in self._refused if key[0] == device.key]:
+            del self._refused[key]
+
+    def _asked(self, device: Device, name: str, about: Hashable, arguments: tuple[Any, ...]) -> Any:
+        kind = self.refusal(device, name, about) if self._refused else None
+        if kind is not None:
+            raise kind(f"{name}: {kind.kind}, as it was")
+        try:
+            return self.call(device.uuid, name, *arguments)
+        except (Unsupported, Denied) as error:
+            self.refuse(device, name, about, type(error))
+            raise
+
+    def _typed(self, name: str, error: Exception) -> SourceError:
+        code = getattr(error, "value", 13)  # the binding's own "function missing" exception carries no number
+        if code in _DRIVER_STATES:
+            raise DriverDown(_DRIVER_STATES[code], f"{name}: {error}") from error
+        return kind_of(code)(f"{name}: {error}")

@@ -1,0 +1,123 @@
+"""Field values: many counters of a GPU in one call.
+
+    nvmlDeviceGetFieldValues(handle, [(138, 0xFFFFFFFF), (82, 0)]) -> [.nvmlReturn .valueType .value.ullVal, ...]
+
+Only ids whose meaning never changed are used: 251 to 273 were renumbered between driver releases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from gpuhost_exporter.errors import Denied, Malformed, SourceError, Unsupported
+from gpuhost_exporter.sources.nvml.calls import kind_of
+from gpuhost_exporter.sources.nvml.probe import Probe
+from gpuhost_exporter.sources.nvml.quantities import COUNTED_BYTES, COUNTED_KIBIBYTES, Quantity
+
+Field = tuple[int, int]  # id and scope; for links the scope is the link, and 0 would be link 0
+
+ALL_LINKS = 0xFFFFFFFF
+
+MEMORY_TEMPERATURE = 82
+LINK_COMMON_SPEED = 90
+LINK_COUNT = 91
+THROTTLED = {
+    74: "power",
+    75: "thermal",
+    76: "sync_boost",
+    77: "board_limit",
+    78: "low_utilization",
+    79: "reliability",
+    80: "app_clocks",
+    81: "base_clocks",
+}
+LINK_TX_KIBIBYTES = 138
+LINK_RX_KIBIBYTES = 139
+LINK_REPLAYS = 161
+LINK_RECOVERIES = 162
+LINK_CRC_ERRORS = 163
+LINK_SPEED = 164
+PCIE_TX_BYTES = 197
+PCIE_RX_BYTES = 198
+LINK5_TX_BYTES = 202
+LINK5_RX_BYTES = 204
+LINK5_RECOVERIES = 215
+RECOVERY_ACTION = 230
+
+_CALL = "nvmlDeviceGetFieldValues"
+_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+
+
+class Told:
+    """What one call filled in; a field that the GPU did not tell is None."""
+
+    def __init__(self, probe: Probe, values: Mapping[Field, object]) -> None:
+        self._probe = probe
+        self._values = values
+
+    def quantity(self, quantity: Quantity, field: int, scope: int = 0) -> float | None:
+        return self._probe.checked(quantity, self._values.get((field, scope)), f"field {field}")
+
+    def whole(self, quantity: Quantity, field: int, scope: int = 0) -> int | None:
+        return self._probe.counted(quantity, self._values.get((field, scope)), f"field {field}")
+
+    def link_bytes(self, scope: int) -> tuple[int | None, int | None]:
+        """Payload sent and received over one link or all."""
+        tx = self.whole(COUNTED_BYTES, LINK5_TX_BYTES, scope)
+        rx = self.whole(COUNTED_BYTES, LINK5_RX_BYTES, scope)
+        if tx is None:
+            tx = self.whole(COUNTED_KIBIBYTES, LINK_TX_KIBIBYTES, scope)
+        if rx is None:
+            rx = self.whole(COUNTED_KIBIBYTES, LINK_RX_KIBIBYTES, scope)
+        return tx, rx
+
+
+def link_byte_fields(probe: Probe, scope: int) -> tuple[Field, ...]:
+    """The ids to ask for Told.link_bytes. Those of NVLink 5 are left alone on older GPUs, where a driver may
+    fill them with a zero that counts nothing."""
+    older = ((LINK_TX_KIBIBYTES, scope), (LINK_RX_KIBIBYTES, scope))
+    return ((LINK5_TX_BYTES, scope), (LINK5_RX_BYTES, scope), *older) if probe.blackwell() else older
+
+
+def read(probe: Probe, wanted: Sequence[Field]) -> Told:
+    """The fields that this GPU tells; those it refuses are not asked again for a while."""
+    return Told(probe, _read(probe, [field for field in wanted if not probe.refused(_CALL, field)]))
+
+
+def _read(probe: Probe, fields: list[Field]) -> Mapping[Field, object]:
+    if not fields:
+        return {}
+    try:
+        answers = probe.calls.call(probe.device.uuid, _CALL, probe.device.handle, fields)
+    except (Unsupported, Denied) as error:
+        if len(fields) > 1:  # find the one that the driver stumbles over; it is not asked again
+            return {field: value for field in fields for value in _read(probe, [field]).values()}
+        probe.calls.refuse(probe.device, _CALL, fields[0], type(error))
+        probe.failed(_CALL, error)
+        return {}
+    except SourceError as error:
+        probe.failed(_CALL, error)
+        return {}
+    values: dict[Field, object] = {}
+    for field, answer in zip(fields, answers, strict=False):
+        code = answer.nvmlReturn
+        if code == 0:
+            kind = answer.valueType
+            if 0 <= kind < len(_MEMBERS):
+                values[field] = getattr(answer.value, _MEMBERS[kind])
+            else:
+                probe.failed(f"field {field[0]}", Malformed(f"field {field[0]}: unknown value type {kind}"))
+        else:
+            _failed(probe, field, code)
+    return values
+
+
+def _failed(probe: Probe, field: Field, code: int) -> None:
+    kind = kind_of(code)
+    if kind in (Unsupported, Denied):
+        probe.calls.refuse(probe.device, _CALL, field, kind)
+    name = f"field {field[0]}"
+    cause = probe.calls.nv.NVMLError(code)
+    error = kind(f"{name}: {cause}")
+    error.__cause__ = cause
+    probe.failed(name, error)
