@@ -29,13 +29,16 @@ import os
 import re
 import threading
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gpuhost_exporter.clock import Clock, SystemClock
-from gpuhost_exporter.errors import Denied, Malformed, SourceError, Transient
+from gpuhost_exporter.errors import Denied, Malformed, Transient
 from gpuhost_exporter.sources.files import Root, optional_text, source_error
+from gpuhost_exporter.sources.state import State
 
 FALLEN_OFF = 79
+STATE_NAME = "kernel_log"
 
 _BLOCK = 65536
 _TEXT = 200  # characters kept of what follows a code
@@ -212,16 +215,17 @@ class KernelLogReader:
 class KernelLog:
     """The exporter's side: what the reader found and whether it can read. Safe between threads."""
 
-    def __init__(self, cursor: Cursor | None) -> None:
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._events: deque[Logged] = deque(maxlen=_QUEUE)
-        self._cursor = cursor
+        self._cursor: Cursor | None = None
         self._state = "starting"
         self._message = "not read yet"
 
-    def cursor(self) -> Cursor | None:
-        """Where a reader that is started now goes on: nothing that was put is told again."""
-        return self._cursor
+    def cursor(self, state: State) -> Cursor | None:
+        """Where a reader that is started now goes on: after what was put, else after what was ever counted."""
+        with self._lock:
+            return self._cursor or _saved_cursor(state.load(STATE_NAME))
 
     def put(self, events: tuple[Logged, ...]) -> None:
         """What the reader found; an empty answer says that it can read."""
@@ -233,10 +237,10 @@ class KernelLog:
                     self._events.append(event)
                     self._cursor = (event.boot_id, event.sequence)
 
-    def fail(self, error: SourceError) -> None:
-        """The reader cannot read, or is not there."""
+    def fail(self, kind: str, message: str) -> None:
+        """The reader cannot read, or is not there; `kind` is SourceError.kind."""
         with self._lock:
-            self._state, self._message = error.kind, str(error)
+            self._state, self._message = kind, message
 
     def take(self) -> tuple[Logged, ...]:
         """Events since the last call, oldest first."""
@@ -249,3 +253,13 @@ class KernelLog:
         """ok, starting, or the kind of error (denied, absent, ...), and why in one line, empty when ok."""
         with self._lock:
             return self._state, self._message
+
+
+def save_cursor(state: State, cursor: Cursor) -> None:
+    """Everything up to this event is counted: the next start goes on after it."""
+    state.update(STATE_NAME, lambda _: {"boot_id": cursor[0], "sequence": cursor[1]})
+
+
+def _saved_cursor(data: Mapping[str, object]) -> Cursor | None:
+    boot_id, sequence = data.get("boot_id"), data.get("sequence")
+    return (boot_id, sequence) if isinstance(boot_id, str) and isinstance(sequence, int) else None

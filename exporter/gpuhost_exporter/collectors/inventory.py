@@ -1,0 +1,217 @@
+"""What belongs to this host: learned once seen, kept in the state directory, reported missing when it is gone.
+
+A GPU is known by its UUID: an index that changes is no missing GPU, a replaced GPU leaves the old one missing until
+`gpuhost-exporter forget UUID`. Configured counts or names take the place of what was learned. Nothing is judged
+while its subject cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from gpuhost_exporter.collector import Collector
+from gpuhost_exporter.errors import ConfigError
+from gpuhost_exporter.sources.nvme import Controller
+from gpuhost_exporter.sources.nvml.readings import Links
+from gpuhost_exporter.sources.raid import Array
+from gpuhost_exporter.sources.rdma import Port
+from gpuhost_exporter.sources.state import Data, State
+from gpuhost_exporter.specs import Sample, gauge
+
+STATE_NAME = "inventory"
+KINDS = ("gpus", "links", "drives", "arrays", "ports")
+
+GPUS_EXPECTED = gauge(
+    "gpuhost_gpus_expected",
+    "GPUs that this host should have: as configured, else the most ever seen at once. Good is as many with "
+    "gpuhost_gpu_up 1.",
+)
+EXPECTED = gauge(
+    "gpuhost_inventory_expected",
+    "Devices of a kind (gpus, links, drives, arrays, ports) that this host should have: as configured, else the most "
+    "ever seen at once. Links are NVLinks once seen active.",
+    "kind",
+)
+PRESENT = gauge(
+    "gpuhost_inventory_present",
+    "Devices of a kind that are there now. Good is gpuhost_inventory_expected; absent while they cannot be read.",
+    "kind",
+)
+MISSING = gauge(
+    "gpuhost_inventory_missing",
+    "1 for each device that was there, or is configured, and is not there now. Good is no such series. What is gone "
+    "for good is dropped with gpuhost-exporter forget.",
+    "kind",
+    "device",
+)
+READABLE = gauge(
+    "gpuhost_inventory_readable",
+    "Whether devices of the kind can be read now, so that a missing one would show. At 0 nothing is judged.",
+    "kind",
+)
+STATE_WRITABLE = gauge(
+    "gpuhost_state_writable",
+    "Whether the state directory takes files. At 0 what is learned, and which events were counted, is lost at the "
+    "next restart.",
+)
+
+_LINKS_AGE = 60.0
+_PRESENT_STATES = frozenset({"ok", "needs_reset", "hung", "unreadable"})
+
+Device = Mapping[str, str | int]
+Devices = Mapping[str, Device]
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """Devices of a kind ever seen, by the name that `forget` takes, and the most seen at once."""
+
+    devices: Devices
+    most: int
+
+
+def learned(data: Mapping[str, Any], kind: str) -> Learned:
+    """What the state says of a kind; what it says in any other form counts as not learned."""
+    stored = data.get(kind)
+    if not isinstance(stored, dict) or not isinstance(stored.get("devices"), dict):
+        return Learned({}, 0)
+    devices = {name: device for name, device in stored["devices"].items() if isinstance(device, dict)}
+    most = stored.get("most")
+    return Learned(devices, min(most, len(devices)) if isinstance(most, int) and most > 0 else 0)
+
+
+def learn(data: Data, kind: str, seen: Devices) -> Data:
+    """The state with what is seen now added."""
+    known = learned(data, kind)
+    return data | {kind: {"devices": {**known.devices, **seen}, "most": max(known.most, len(seen))}}
+
+
+def forget(state: State, device: str) -> bool:
+    """Drop a device, and a GPU's links with it. False when the state has no such device.
+
+    Raises ConfigError when the state directory cannot be written.
+    """
+    data = state.load(STATE_NAME)
+    if _without(data, device) == data:
+        return False
+    state.update(STATE_NAME, lambda current: _without(current, device))
+    if not state.writable:
+        raise ConfigError(f"cannot forget {device}: {state.reason}")
+    return True
+
+
+def _without(data: Data, device: str) -> Data:
+    for kind in KINDS:
+        known = learned(data, kind)
+        left = {
+            name: details
+            for name, details in known.devices.items()
+            if name != device and not (kind == "links" and name.startswith(f"{device}/"))
+        }
+        if len(left) < len(known.devices):
+            data = data | {kind: {"devices": left, "most": min(known.most, len(left))}}
+    return data
+
+
+class InventoryCollector(Collector):
+    name = "inventory"
+    help = "Devices that should be there and are not"
+    source = "what the other collectors read; the state directory"
+    interval = 15.0
+    specs = (GPUS_EXPECTED, EXPECTED, PRESENT, MISSING, READABLE, STATE_WRITABLE)
+
+    def poll(self, now: float) -> Iterator[Sample]:
+        state = self.host.state
+        state.retry()
+        links = self._links(now)
+        found = {
+            "gpus": self._gpus(),
+            "links": None if links is None else {link: {} for reading in links for link in _active(reading)},
+            "drives": self._drives(),
+            "arrays": self._arrays(),
+            "ports": self._ports(),
+        }
+        # The links of a GPU that does not answer are told by the GPU.
+        answered = {reading.uuid for reading in links or ()}
+        data = state.load(STATE_NAME)
+        for kind, seen in found.items():
+            if seen and learn(data, kind, seen) != data:
+                data = state.update(STATE_NAME, partial(learn, kind=kind, seen=seen))
+            for sample in self._judge(kind, seen, learned(data, kind)):
+                if kind != "links" or sample.spec is not MISSING or sample.labels[1].partition("/")[0] in answered:
+                    yield sample
+        yield STATE_WRITABLE(value=float(state.writable))
+
+    def _judge(self, kind: str, seen: Devices | None, known: Learned) -> Iterator[Sample]:
+        configured = self.host.settings.inventory.get(kind)
+        expected = (
+            len(configured) if isinstance(configured, tuple) else known.most if configured is None else configured
+        )
+        yield READABLE(kind, value=float(seen is not None))
+        if seen is not None or configured is not None or known.devices:
+            yield EXPECTED(kind, value=expected)
+            if kind == "gpus":
+                yield GPUS_EXPECTED(value=expected)
+        if seen is None:
+            return
+        yield PRESENT(kind, value=len(seen))
+        if isinstance(configured, tuple):
+            missing = {name for name in configured if not any(_is_called(name, *device) for device in seen.items())}
+        elif isinstance(configured, int) and len(seen) >= configured:
+            missing = set()  # what was learned and is gone was taken out
+        else:
+            missing = known.devices.keys() - seen.keys()
+        for name in sorted(missing):
+            yield MISSING(kind, name, value=1)
+
+    def _gpus(self) -> Devices | None:
+        nvml = self.host.nvml
+        if nvml.state() == "no_gpus":
+            return {}
+        if nvml.state() != "ok":
+            return None
+        states = nvml.gpu_states()
+        return {
+            gpu.uuid: {"index": gpu.index, "bdf": gpu.bdf, "name": gpu.name}
+            for gpu in nvml.gpus()
+            if states.get(gpu.uuid) in _PRESENT_STATES
+        }
+
+    def _links(self, now: float) -> list[Links] | None:
+        posted = self.host.board.last("links", tuple)
+        if posted is None or self.host.nvml.state() != "ok":
+            return None
+        readings = [reading for reading in posted if isinstance(reading, Links) and now - reading.at <= _LINKS_AGE]
+        return None if posted and not readings else readings
+
+    def _drives(self) -> Devices | None:
+        posted = self.host.board.last("drives", tuple)
+        if posted is None:
+            return None
+        return {
+            drive.serial or drive.name: {"device": drive.name}
+            for drive in posted
+            if isinstance(drive, Controller) and drive.transport == "pcie"
+        }
+
+    def _arrays(self) -> Devices | None:
+        posted = self.host.board.last("arrays", tuple)
+        return None if posted is None else {array.name: {} for array in posted if isinstance(array, Array)}
+
+    def _ports(self) -> Devices | None:
+        posted = self.host.board.last("ports", tuple)
+        if posted is None:
+            return None
+        return {f"{port.device}/{port.port}": {"device": port.device} for port in posted if isinstance(port, Port)}
+
+
+def _active(links: Links) -> Iterator[str]:
+    return (f"{links.uuid}/{link.index}" for link in links.links if link.active)
+
+
+def _is_called(name: str, key: str, device: Device) -> bool:
+    """Whether a configured name means this device: a GPU also by its PCI address, others by their kernel name."""
+    return name in (key, device.get("device"), device.get("bdf"))
