@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+FIRST_PID = 4711
+
 
 @dataclass(frozen=True, slots=True)
 class PciDevice:
@@ -73,6 +75,13 @@ class Gpu:
     serial: str
     pci: PciDevice
     mig: tuple[MigInstance, ...] = ()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The job's processes on it, one for the GPU or one for each of its instances."""
+        if self.mig:
+            return tuple(FIRST_PID + 10 * self.index + number for number in range(len(self.mig)))
+        return (FIRST_PID + self.index,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,14 +142,16 @@ class Timeline:
         log = (Event(fault.at, fault) for fault in self._log if fault.kind in ("xid", "sxid"))
         return sorted((event for event in log if event.at <= seconds), key=lambda event: event.at)
 
-    def link_errors(self, gpu: int, link: int, seconds: float) -> int:
-        """Recovery errors that a link has had until that moment."""
+    def link_errors(self, gpu: int, seconds: float) -> dict[int, int]:
+        """Recovery errors that a GPU's links have had until that moment, where there are any."""
         self._span(seconds)
-        total = 0.0
+        totals: dict[int, float] = {}
         for fault in self._log:
-            if fault.kind == "link_errors" and fault.gpu == gpu and link in fault.links and fault.at < seconds:
-                total += fault.per_second * (min(seconds, fault.until) - fault.at)
-        return int(total)
+            if fault.kind == "link_errors" and fault.gpu == gpu and fault.at < seconds:
+                errors = fault.per_second * (min(seconds, fault.until) - fault.at)
+                for link in fault.links:
+                    totals[link] = totals.get(link, 0.0) + errors
+        return {link: int(total) for link, total in totals.items()}
 
     def _mean(self, index: int, seconds: float) -> GpuLevels:
         """Mean levels of the last while; before the start, the host did what it did at the start."""
