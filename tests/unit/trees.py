@@ -46,6 +46,18 @@ def fail_opening(monkeypatch, suffix: str, number: int) -> None:
     monkeypatch.setattr(os, "open", opening)
 
 
+def vanish_opening(monkeypatch, suffix: str, folder: Path) -> None:
+    """The folder disappears just before a file whose path ends so is opened."""
+    real = os.open
+
+    def opening(path, *arguments, **keywords):
+        if str(path).endswith(suffix) and folder.exists():
+            folder.rename(folder.with_name("vanished"))
+        return real(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", opening)
+
+
 def values(samples) -> dict[tuple[str, ...], float]:
     """Samples by name without the prefix, and labels."""
     return {(sample.spec.name.removeprefix("gpuhost_"), *sample.labels): sample.value for sample in samples}

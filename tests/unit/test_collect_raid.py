@@ -1,0 +1,83 @@
+"""md arrays as samples."""
+
+from __future__ import annotations
+
+import errno
+
+from test_source_raid import MD, array, member, striped
+from trees import fail_opening, host_at, values
+
+from gpuhost_exporter.collectors.raid import RaidCollector
+from gpuhost_exporter.sources.raid import MEMBER_STATES, SYNC_ACTIONS
+
+
+def poll(folder, files):
+    return values(RaidCollector(host_at(folder, files)).poll(0.0))
+
+
+def test_a_whole_raid0_is_up_and_has_no_samples_of_redundancy(tmp_path):
+    assert poll(tmp_path, striped()) == {
+        ("array_up", "md0"): 1,
+        ("array_info", "md0", "raid0", "", ""): 1,
+        ("array_members_expected", "md0"): 2,
+        ("array_members", "md0", "active"): 2,
+        **{("array_members", "md0", state): 0 for state in MEMBER_STATES if state != "active"},
+        ("array_member_up", "md0", "nvme0n1"): 1,
+        ("array_member_up", "md0", "nvme1n1"): 1,
+    }
+
+
+def test_a_raid0_that_lost_a_drive_is_down_and_names_it(tmp_path):
+    got = poll(tmp_path, striped(there=False))
+    assert got["array_up", "md0"] == 0
+    assert got["array_members", "md0", "active"] == 1
+    assert got["array_members", "md0", "missing"] == 1
+    assert got["array_member_up", "md0", "nvme0n1"] == 1
+    assert got["array_member_up", "md0", "nvme1n1"] == 0
+
+
+def test_a_recovering_mirror_is_up_degraded_and_tells_progress(tmp_path):
+    files = array("raid1", "2", degraded="1", sync_action="recover", sync_completed="250 / 1000", sync_speed="1024")
+    got = poll(tmp_path, files | member("sda", "0") | member("sdb", "1", "spare"))
+    assert got["array_up", "md0"] == 1
+    assert got["array_degraded_members", "md0"] == 1
+    assert got["array_members", "md0", "rebuilding"] == 1
+    assert got["array_member_up", "md0", "sdb"] == 0
+    assert [action for action in SYNC_ACTIONS if got["array_sync_action", "md0", action]] == ["recover"]
+    assert got["array_sync_progress_ratio", "md0"] == 0.25
+    assert got["array_sync_bytes_per_second", "md0"] == 1024 * 1024
+
+
+def test_an_idle_mirror_has_neither_progress_nor_speed(tmp_path):
+    files = array("raid1", "1", degraded="0", sync_action="idle", sync_completed="none", sync_speed="0")
+    got = poll(tmp_path, files | member("sda", "0"))
+    assert got["array_sync_action", "md0", "idle"] == 1
+    assert got["array_degraded_members", "md0"] == 0
+    assert ("array_sync_progress_ratio", "md0") not in got
+    assert ("array_sync_bytes_per_second", "md0") not in got
+
+
+def test_one_arrays_fault_leaves_the_other_and_the_board_has_what_was_read(tmp_path, monkeypatch):
+    other = {path.replace("md0", "md1"): text for path, text in array("raid1", "1").items()}
+    host = host_at(tmp_path, striped() | other)
+    collector = RaidCollector(host)
+    fail_opening(monkeypatch, "md1/md/array_state", errno.EIO)
+    got = values(collector.poll(0.0))
+    assert got["array_up", "md0"] == 1
+    assert not [key for key in got if "md1" in key]
+    assert collector.errors == {"transient": 1}
+    assert [array.name for array in host.board.last("arrays", tuple)] == ["md0"]
+
+
+def test_garbage_in_a_member_costs_the_array_and_says_malformed(tmp_path):
+    collector = RaidCollector(host_at(tmp_path, striped() | {f"{MD}/dev-nvme0n1/state": "\x00?\n"}))
+    assert list(collector.poll(0.0)) == []
+    assert collector.errors == {"malformed": 1}
+
+
+def test_a_host_without_arrays_has_no_samples_and_no_errors(tmp_path):
+    host = host_at(tmp_path, {"sys/block/nvme0n1/size": "1\n"})
+    collector = RaidCollector(host)
+    assert list(collector.poll(0.0)) == []
+    assert collector.errors == {}
+    assert host.board.last("arrays", tuple) == ()
