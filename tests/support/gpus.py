@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from support.fakes import FakeClock
-
 from gpuhost_exporter.config import Settings
 from gpuhost_exporter.host import Host
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.nvml.client import RESTART_REASONS
 from gpuhost_exporter.sources.nvml.readings import Batch, Driver, Fault, Gpu
 from gpuhost_exporter.targets import Targets
+from support.fakes import FakeClock
 
 H100 = "NVIDIA H100 80GB HBM3"
 NOW = 1000.0

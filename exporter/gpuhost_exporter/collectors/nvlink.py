@@ -83,6 +83,8 @@ SLOWDOWN = gpu_gauge(
 
 # Payload of one link in one direction, by major version, for products that are not in the table.
 _RATES = {"2": 25e9, "3": 25e9, "4": 25e9, "5": 50e9}
+# Before Hopper GPUs do not register with the fabric: whether peers are reachable says it all.
+_WITHOUT_REGISTRATION = ("volta", "turing", "ampere")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +130,11 @@ class NvlinkCollector(NvmlCollector):
         self._errors: defaultdict[str, dict[tuple[int, str], int]] = defaultdict(dict)
 
     def poll(self, now: float) -> Iterator[Sample]:
-        found = [(gpu, links) for gpu, links in self.of_gpus(self.ask(), Links) if links.links]
+        found = list(self.of_gpus(self.ask(), Links))
+        found += self._without_nvlink(now, {gpu.uuid for gpu, _ in found})
         for gpu, links in found:
             self._learn(gpu, links)
-        here = [gpu for gpu, _ in found]
+        linked = [gpu for gpu, links in found if self._expected(gpu, self._rate(gpu, links))]
         fabrics = {fabric.uuid: fabric for fabric in self._posted("fabric", Fabric, now)}
         peers = {(peer.uuid, peer.peer_uuid): peer.nvlink for peer in self._posted("fabric", Peer, now)}
         health = {reading.uuid: reading for reading in self._posted("health", Health, now)}
@@ -140,8 +143,16 @@ class NvlinkCollector(NvmlCollector):
                 yield from _link(gpu, link)
             yield from self._error_totals(gpu)
             partitioned = {uuid for uuid, reading in health.items() if reading.mig_enabled}
-            reach = self._reach(gpu, [peer for peer in here if peer.uuid not in partitioned], fabrics, peers)
+            reach = self._reach(gpu, [peer for peer in linked if peer.uuid not in partitioned], fabrics, peers)
             yield from self._capacity(gpu, links, None if gpu.uuid in partitioned else reach, health.get(gpu.uuid))
+
+    def _without_nvlink(self, now: float, answered: set[str]) -> Iterator[tuple[Gpu, Links]]:
+        """GPUs that say they have no NVLink though they should: none of their links is there."""
+        states = self.host.nvml.gpu_states()
+        for gpu in self.host.nvml.gpus():
+            silent = gpu.uuid not in answered and gpu.link_count is None and states.get(gpu.uuid) == "ok"
+            if silent and self.host.targets.nvlink_bandwidth(gpu.name):
+                yield gpu, Links(gpu.uuid, now, ())
 
     def _posted(self, subject: str, kind: type[R], now: float) -> Iterator[R]:
         posted: tuple[object, ...] = self.host.board.last(subject, tuple) or ()
@@ -151,9 +162,7 @@ class NvlinkCollector(NvmlCollector):
         """Remember what a link that goes down, or one that is not read this time, no longer tells."""
         self._most[gpu.name] = max(self._most.get(gpu.name, 0), sum(link.active for link in links.links))
         for link in links.links:
-            if link.remote == "switch":
-                self._remotes[gpu.uuid].add("switch")
-            elif link.remote == "gpu" and link.remote_bdf:
+            if link.remote == "gpu" and link.remote_bdf:
                 self._remotes[gpu.uuid].add(link.remote_bdf)
             for kind, count in link.errors:
                 self._errors[gpu.uuid][link.index, kind] = count
@@ -168,16 +177,16 @@ class NvlinkCollector(NvmlCollector):
     def _reach(
         self, gpu: Gpu, others: list[Gpu], fabrics: dict[str, Fabric], peers: dict[tuple[str, str], str | None]
     ) -> _Reach:
-        switched = "switch" in self._remotes[gpu.uuid]
-        linked = [
+        bridged = self._remotes[gpu.uuid]
+        meant = [
             other
             for other in others
-            if other.uuid != gpu.uuid
-            and ("switch" in self._remotes[other.uuid] if switched else other.bdf in self._remotes[gpu.uuid])
+            # Without a GPU at the other end of its links it is on a switch, with all that are.
+            if other.uuid != gpu.uuid and (other.bdf in bridged if bridged else not self._remotes[other.uuid])
         ]
-        verdicts = [(other, peers.get((gpu.uuid, other.uuid))) for other in linked]
+        verdicts = [(other, peers.get((gpu.uuid, other.uuid))) for other in meant]
         return _Reach(
-            _ready(fabrics.get(gpu.uuid), switched),
+            _ready(gpu, fabrics.get(gpu.uuid)),
             tuple(other for other, verdict in verdicts if verdict not in (None, "ok", "unknown")),
             any(verdict in (None, "unknown") for _, verdict in verdicts),
         )
@@ -186,8 +195,7 @@ class NvlinkCollector(NvmlCollector):
         labels = gpu_labels(gpu)
         active = sum(link.active for link in links.links)
         rate = self._rate(gpu, links)
-        target = self.host.targets.nvlink_bandwidth(gpu.name)
-        expected = round(target / rate / 2) if target and rate else self._most[gpu.name]
+        expected = self._expected(gpu, rate)
         yield ACTIVE(*labels, value=active)
         yield EXPECTED(*labels, value=expected)
         if rate is not None:
@@ -201,6 +209,10 @@ class NvlinkCollector(NvmlCollector):
             yield FALLBACK_PEERS(*labels, value=len(reach.fallen_back))
             for peer in reach.fallen_back:
                 yield PAIR_FALLBACK(*labels, str(peer.index))
+
+    def _expected(self, gpu: Gpu, rate: float | None) -> int:
+        target = self.host.targets.nvlink_bandwidth(gpu.name)
+        return round(target / rate / 2) if target and rate else self._most[gpu.name]
 
     def _rate(self, gpu: Gpu, links: Links) -> float | None:
         product = self.host.targets.product(gpu.name)
@@ -225,10 +237,10 @@ def _link(gpu: Gpu, link: Link) -> Iterator[Sample]:
     yield LINK_INFO(*labels, link.version or "", link.remote or "", link.remote_bdf or "", rate)
 
 
-def _ready(fabric: Fabric | None, switched: bool) -> bool | None:
+def _ready(gpu: Gpu, fabric: Fabric | None) -> bool | None:
     """Whether the fabric lets the GPU's links be used; None while it does not tell."""
     if fabric is None or fabric.state is None:
-        return None if switched else True
+        return True if gpu.architecture in _WITHOUT_REGISTRATION else None
     if fabric.state == "not_supported":
         return True
     if fabric.state != "completed":
