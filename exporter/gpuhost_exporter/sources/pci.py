@@ -1,7 +1,7 @@
 """A PCI device's place and link, from sysfs. No privilege needed.
 
     /sys/bus/pci/devices/0000:18:00.0 -> ../../../devices/pci0000:15/0000:15:01.0/0000:18:00.0
-        current_link_speed   32.0 GT/s PCIe     (kernels before 5.6: 32 GT/s; Unknown when the link is down)
+        current_link_speed   32.0 GT/s PCIe     (kernels before 5.7: 32 GT/s; Unknown when the link is down)
         current_link_width   16                 (63 once the device no longer answers)
         max_link_speed, max_link_width          what this end could do
         numa_node            0                  (-1: the firmware does not say)
