@@ -57,6 +57,14 @@ def test_an_idle_mirror_has_neither_progress_nor_speed(tmp_path):
     assert ("array_sync_bytes_per_second", "md0") not in got
 
 
+def test_an_array_that_is_not_assembled_is_down_and_expects_nothing(tmp_path):
+    got = poll(tmp_path, array("", "", "inactive") | member("sda", "none", "spare"))
+    assert got["array_up", "md0"] == 0
+    assert got["array_members", "md0", "spare"] == 1
+    assert got["array_members", "md0", "missing"] == 0
+    assert ("array_members_expected", "md0") not in got
+
+
 def test_one_arrays_fault_leaves_the_other_and_the_board_has_what_was_read(tmp_path, monkeypatch):
     other = {path.replace("md0", "md1"): text for path, text in array("raid1", "1").items()}
     host = host_at(tmp_path, striped() | other)

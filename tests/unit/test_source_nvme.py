@@ -106,7 +106,9 @@ SENSORS = {"name": "nvme\n", "temp1_input": "43850\n", "temp1_crit": "84850\n", 
 READ = (Temperature("composite", 43.85), Temperature("2", -1.15))
 
 
-@pytest.mark.parametrize("folder", ["hwmon3", "device/hwmon/hwmon3"], ids=["now", "before Linux 5.6"])
+@pytest.mark.parametrize(
+    "folder", ["hwmon3", "device/hwmon/hwmon3"], ids=["below the controller", "below the PCI device"]
+)
 def test_temperatures_are_found_where_either_kernel_puts_them(tmp_path, folder):
     files = {f"sys/class/nvme/nvme0/{folder}/{file}": text for file, text in SENSORS.items()}
     assert nvme.temperatures(plant(tmp_path, files), "nvme0") == READ

@@ -93,7 +93,8 @@ class RaidCollector(Collector):
 def _samples(array: raid.Array) -> Iterator[Sample]:
     yield UP(array.name, value=float(array.reachable()))
     yield INFO(array.name, array.level, array.metadata or "", array.uuid or "")
-    yield EXPECTED(array.name, value=array.raid_disks)
+    if array.raid_disks:
+        yield EXPECTED(array.name, value=array.raid_disks)
     for state in raid.MEMBER_STATES:
         yield MEMBERS(array.name, state, value=array.count(state))
     for member in array.members:

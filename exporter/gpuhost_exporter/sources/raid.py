@@ -3,7 +3,7 @@
     /sys/block/md0/md/level               raid0
     /sys/block/md0/md/array_state         clean    (active, active-idle, write-pending, readonly, read-auto: it serves;
                                                     clear, inactive, broken: it does not)
-    /sys/block/md0/md/raid_disks          4
+    /sys/block/md0/md/raid_disks          4        (empty for an array that is not assembled)
     /sys/block/md0/md/degraded            0        \\
     /sys/block/md0/md/sync_action         idle      | not for raid0 and linear
     /sys/block/md0/md/sync_completed      81920 / 7501343744 sectors, none, delayed
@@ -68,7 +68,7 @@ class Sync:
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """`degraded` and `sync` are None for levels without redundancy."""
+    """`degraded` and `sync` are None for levels without redundancy, raid_disks 0 for what is not assembled."""
 
     name: str
     level: str
@@ -117,11 +117,12 @@ def read(root: Root, name: str) -> Array:
     with listed(folder):
         action = optional_text(f"{folder}/sync_action")
         layout = optional_text(f"{folder}/layout")
+        disks = read_text(f"{folder}/raid_disks")
         return Array(
             name=name,
             members=tuple(_members(folder)),
             level=read_text(f"{folder}/level"),
-            raid_disks=parse_present(read_text(f"{folder}/raid_disks")),
+            raid_disks=parse_present(disks) if disks else 0,
             metadata=optional_text(f"{folder}/metadata_version"),
             uuid=optional_text(f"{folder}/uuid"),
             degraded=optional_number(f"{folder}/degraded"),
