@@ -65,5 +65,5 @@ class Collector:
             log.warning("%s: %s: %s (%s)", self.name, device, error, error.kind)
 
     def recovered(self, device: str) -> None:
-        if self._faults and self._faults.pop(device, None):
+        if self._faults.pop(device, None):
             log.info("%s: %s: reads again", self.name, device)
