@@ -147,9 +147,7 @@ class InventoryCollector(Collector):
 
     def _judge(self, kind: str, seen: Devices | None, known: Learned) -> Iterator[Sample]:
         configured = self.host.settings.inventory.get(kind)
-        expected = (
-            len(configured) if isinstance(configured, tuple) else known.most if configured is None else configured
-        )
+        expected = _expected(configured, known)
         yield READABLE(kind, value=float(seen is not None))
         if seen is not None or configured is not None or known.devices:
             yield EXPECTED(kind, value=expected)
@@ -206,6 +204,12 @@ class InventoryCollector(Collector):
         if posted is None:
             return None
         return {f"{port.device}/{port.port}": {"device": port.device} for port in posted if isinstance(port, Port)}
+
+
+def _expected(configured: int | tuple[str, ...] | None, known: Learned) -> int:
+    if configured is None:
+        return known.most
+    return configured if isinstance(configured, int) else len(configured)
 
 
 def _active(links: Links) -> Iterator[str]:

@@ -1,0 +1,272 @@
+"""Inventory: learned once seen, missing when gone, never judged while it cannot be read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.gpus import NOW, FakeNvml, gpu, host_of, poll, reading
+
+from gpuhost_exporter.collectors.inventory import KINDS, InventoryCollector, forget, learn, learned
+from gpuhost_exporter.errors import ConfigError
+from gpuhost_exporter.sources.nvme import Controller
+from gpuhost_exporter.sources.nvml.readings import Link, Links
+from gpuhost_exporter.sources.raid import Array
+from gpuhost_exporter.sources.rdma import Port
+from gpuhost_exporter.sources.state import State
+
+EIGHT = tuple(gpu(index) for index in range(8))
+
+
+class Site:
+    """One host over restarts: the state directory stays, the exporter does not."""
+
+    def __init__(self, folder, **inventory):
+        self.folder = str(folder)
+        self.inventory = inventory
+        self.nvml = FakeNvml(*EIGHT)
+        self.restart()
+
+    def restart(self):
+        host = host_of(self.nvml)
+        host.settings = replace(host.settings, inventory=self.inventory)
+        host.state = State(self.folder)
+        self.host, self.collector = host, InventoryCollector(host)
+
+    def post(self, subject, *readings):
+        self.host.board.post(subject, readings)
+
+    def poll(self, now=NOW):
+        return poll(self.collector, now)
+
+
+@pytest.fixture
+def site(tmp_path):
+    return Site(tmp_path)
+
+
+def missing(found, kind):
+    return [device for of_kind, device in found.get("inventory_missing", {}) if of_kind == kind]
+
+
+def links(index, *active, at=NOW):
+    slots = tuple(reading(Link, index=number, active=number in active) for number in range(18))
+    return Links(f"GPU-{index}", at, slots)
+
+
+def drive(number, serial=None, transport="pcie"):
+    return reading(Controller, name=f"nvme{number}", serial=serial, transport=transport, state="live")
+
+
+def test_what_is_there_is_learned_and_nothing_is_missing(site):
+    found = site.poll()
+    assert found["gpus_expected"] == {(): 8}
+    assert found["inventory_expected"]["gpus",] == found["inventory_present"]["gpus",] == 8
+    assert found["inventory_readable"]["gpus",] == 1
+    assert "inventory_missing" not in found
+    assert found["state_writable"] == {(): 1}
+
+
+def test_a_gpu_that_does_not_come_back_after_a_restart_is_missing(site):
+    site.poll()
+    site.nvml = FakeNvml(*EIGHT[:7])
+    site.restart()
+    found = site.poll()
+    assert (found["gpus_expected"][()], found["inventory_present"]["gpus",]) == (8, 7)
+    assert missing(found, "gpus") == ["GPU-7"]
+
+
+@pytest.mark.parametrize(
+    ("state", "is_missing"),
+    [("lost", True), ("missing", True), ("needs_reset", False), ("hung", False), ("unreadable", False)],
+)
+def test_only_a_gpu_that_left_the_bus_is_missing(site, state, is_missing):
+    site.poll()
+    site.nvml.states["GPU-3"] = state
+    assert missing(site.poll(), "gpus") == (["GPU-3"] if is_missing else [])
+
+
+def test_an_index_that_a_driver_reload_reshuffled_is_no_missing_gpu(site):
+    site.poll()
+    site.nvml = FakeNvml(*(replace(known, index=7 - known.index) for known in EIGHT))
+    site.restart()
+    found = site.poll()
+    assert found["inventory_present"]["gpus",] == 8
+    assert "inventory_missing" not in found
+
+
+def test_a_replaced_gpu_leaves_the_old_one_missing_until_it_is_forgotten(site):
+    site.poll()
+    site.nvml = FakeNvml(*EIGHT[:7], gpu(7, uuid="GPU-new"))
+    site.restart()
+    found = site.poll()
+    assert (found["gpus_expected"][()], found["inventory_present"]["gpus",]) == (8, 8)
+    assert missing(found, "gpus") == ["GPU-7"]
+    assert forget(State(site.folder), "GPU-7")
+    found = site.poll()
+    assert found["gpus_expected"] == {(): 8}
+    assert "inventory_missing" not in found
+
+
+def test_a_gpu_that_was_taken_out_is_no_longer_expected_once_forgotten(site):
+    site.poll()
+    site.nvml.known = EIGHT[:7]
+    assert forget(State(site.folder), "GPU-7")
+    found = site.poll()
+    assert found["gpus_expected"] == {(): 7}
+    assert "inventory_missing" not in found
+
+
+@pytest.mark.parametrize("state", ["starting", "released", "no_driver", "hung", "crashed", "mismatch", "error"])
+def test_nothing_is_judged_while_the_driver_cannot_be_read(site, state):
+    site.post("links", links(0, *range(18)))
+    site.poll()
+    site.nvml.driver_state = state
+    site.nvml.known = ()
+    found = site.poll()
+    assert found["inventory_readable"]["gpus",] == found["inventory_readable"]["links",] == 0
+    assert found["gpus_expected"] == {(): 8}
+    assert ("gpus",) not in found.get("inventory_present", {})
+    assert "inventory_missing" not in found
+
+
+def test_a_driver_that_sees_no_gpu_at_all_misses_them_all(site):
+    site.poll()
+    site.nvml.driver_state = "no_gpus"
+    assert missing(site.poll(), "gpus") == [f"GPU-{index}" for index in range(8)]
+
+
+def test_what_nobody_read_and_nobody_learned_has_no_figures(site):
+    found = site.poll()
+    assert found["inventory_readable"]["arrays",] == 0
+    assert ("arrays",) not in found["inventory_expected"]
+    assert ("arrays",) not in found["inventory_present"]
+
+
+def test_a_link_once_active_is_missing_when_it_is_down_after_a_restart(site):
+    site.post("links", links(0, *range(18)), links(1, *range(18)))
+    found = site.poll()
+    assert found["inventory_expected"]["links",] == found["inventory_present"]["links",] == 36
+    site.restart()
+    site.post("links", links(0, *range(17)), links(1, *range(18)))
+    found = site.poll()
+    assert found["inventory_present"]["links",] == 35
+    assert missing(found, "links") == ["GPU-0/17"]
+
+
+def test_links_of_a_gpu_that_does_not_answer_are_not_listed_one_by_one(site):
+    site.post("links", links(0, *range(18)), links(1, *range(18)))
+    site.poll()
+    site.post("links", links(0, *range(18)))
+    found = site.poll()
+    assert (found["inventory_expected"]["links",], found["inventory_present"]["links",]) == (36, 18)
+    assert missing(found, "links") == []
+
+
+def test_links_read_long_ago_are_not_judged(site):
+    site.post("links", links(0, *range(18)))
+    site.poll()
+    found = site.poll(NOW + 61)
+    assert found["inventory_readable"]["links",] == 0
+    assert ("links",) not in found["inventory_present"]
+
+
+def test_drives_arrays_and_ports_are_known_by_serial_and_name(site):
+    site.post("drives", drive(0, "S0"), drive(1, "S1"), drive(2, "NET", transport="tcp"))
+    site.post("arrays", reading(Array, name="md0"))
+    site.post("ports", reading(Port, device="mlx5_0", port="1"), reading(Port, device="mlx5_1", port="1"))
+    found = site.poll()
+    counts = {kind: found["inventory_present"][kind,] for kind in ("drives", "arrays", "ports")}
+    assert counts == {"drives": 2, "arrays": 1, "ports": 2}
+    site.post("drives", drive(0, "S1"))
+    site.post("arrays")
+    site.post("ports", reading(Port, device="mlx5_1", port="1"))
+    found = site.poll()
+    assert missing(found, "drives") == ["S0"]
+    assert missing(found, "arrays") == ["md0"]
+    assert missing(found, "ports") == ["mlx5_0/1"]
+
+
+@pytest.mark.parametrize(
+    ("configured", "present", "expected", "gone"),
+    [(8, 7, 8, ["GPU-7"]), (7, 7, 7, []), (10, 8, 10, []), (0, 8, 0, [])],
+    ids=["one short", "one taken out on purpose", "more than ever seen", "none expected"],
+)
+def test_a_configured_count_takes_the_place_of_what_was_learned(tmp_path, configured, present, expected, gone):
+    site = Site(tmp_path, gpus=configured)
+    site.poll()
+    site.nvml.known = EIGHT[:present]
+    found = site.poll()
+    assert found["gpus_expected"] == {(): expected}
+    assert found["inventory_present"]["gpus",] == present
+    assert missing(found, "gpus") == gone
+
+
+def test_configured_names_are_missing_though_they_were_never_seen(tmp_path):
+    site = Site(tmp_path, gpus=("GPU-0", "0000:11:00.0", "GPU-9"), drives=("nvme0", "S1", "S2"), ports=("mlx5_0",))
+    site.post("drives", drive(0, "S0"), drive(1, "S1"))
+    site.post("ports", reading(Port, device="mlx5_0", port="1"))
+    found = site.poll()
+    assert found["gpus_expected"] == {(): 3}
+    assert missing(found, "gpus") == ["GPU-9"]
+    assert missing(found, "drives") == ["S2"]
+    assert missing(found, "ports") == []
+
+
+def test_what_does_not_change_is_not_written_again(site, tmp_path):
+    site.poll()
+    before = (tmp_path / "inventory.json").stat()
+    site.poll()
+    assert (tmp_path / "inventory.json").stat() == before
+
+
+def test_a_folder_that_takes_no_files_is_told_and_inventory_works_from_memory(tmp_path):
+    (tmp_path / "state").write_text("in the way")
+    site = Site(tmp_path / "state")
+    assert site.poll()["state_writable"] == {(): 0}
+    site.nvml.known = EIGHT[:7]
+    assert missing(site.poll(), "gpus") == ["GPU-7"]
+
+
+def test_forgetting_a_gpu_forgets_its_links_and_nothing_else(site):
+    site.post("links", links(0, 0, 1), links(1, 0, 1))
+    site.poll()
+    assert forget(site.host.state, "GPU-1")
+    data = site.host.state.load("inventory")
+    assert list(learned(data, "links").devices) == ["GPU-0/0", "GPU-0/1"]
+    assert learned(data, "links").most == 2
+    assert "GPU-1" not in learned(data, "gpus").devices
+    assert learned(data, "gpus").most == 7
+
+
+def test_forgetting_what_is_not_known_changes_nothing(tmp_path):
+    folder = tmp_path / "typo"
+    assert not forget(State(str(folder)), "GPU-1")
+    assert not folder.exists()
+
+
+def test_forgetting_where_nothing_can_be_written_is_an_error(tmp_path, monkeypatch):
+    state = State(str(tmp_path))
+    state.update("inventory", lambda data: learn(data, "gpus", {"GPU-0": {}}))
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(ConfigError, match="cannot forget GPU-0: .*No space left"):
+        forget(state, "GPU-0")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["devices", "most", "a"]), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(KINDS), VALUES))
+def test_state_in_any_form_is_learned_from_or_passed_over(data):
+    for kind in KINDS:
+        known = learned(data, kind)
+        assert 0 <= known.most <= len(known.devices)
+        again = learned(learn(data, kind, {"new": {}}), kind)
+        assert set(again.devices) == {*known.devices, "new"}
+        assert again.most >= 1
