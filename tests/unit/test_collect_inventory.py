@@ -251,7 +251,7 @@ def test_forgetting_where_nothing_can_be_written_is_an_error(tmp_path, monkeypat
     state = State(str(tmp_path))
     state.update("inventory", lambda data: learn(data, "gpus", {"GPU-0": {}}))
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(ConfigError, match="cannot forget GPU-0: .*No space left"):
+    with pytest.raises(ConfigError, match=r"cannot forget GPU-0: .*No space left"):
         forget(state, "GPU-0")
 
 

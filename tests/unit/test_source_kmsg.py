@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 
 import pytest
 from hypothesis import given
@@ -27,6 +28,10 @@ from gpuhost_exporter.sources.state import State
 BOOT = "0c5cf19e-8a4b-4b5e-9bd3-2f0b3f7a9d11"
 UUID = "GPU-b6c3b2be-c55b-d076-fa0e-d464e4c7e08b"
 XID_79 = "NVRM: Xid (PCI:0000:91:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
+AT_START = (
+    r"NVRM: The NVIDIA GPU 0000:91:00.0\x0aNVRM: (PCI ID: 10de:2330) installed in this system has\x0a"
+    r"NVRM: fallen off the bus and is not responding to commands."
+)
 
 
 def recognise(*texts):
@@ -67,8 +72,7 @@ def test_an_xid_line_in_each_form_the_driver_prints(text, bdf, code, rest):
     [
         "NVRM: GPU 0000:91:00.0: GPU has fallen off the bus.",
         "NVRM: GPU at PCI:0000:91:00: GPU has fallen off the bus",
-        r"NVRM: The NVIDIA GPU 0000:91:00.0\x0aNVRM: (PCI ID: 10de:2330) installed in this system has\x0aNVRM: fallen off "
-        "the bus and is not responding to commands.",
+        AT_START,
     ],
 )
 def test_a_gpu_off_the_bus_without_an_xid_is_inferred_as_79(text):
@@ -255,6 +259,11 @@ def test_a_closed_log_names_the_capability_and_the_setting(tmp_path, monkeypatch
 def test_a_host_without_a_kernel_log_says_so(tmp_path):
     with pytest.raises(Absent, match="/dev/kmsg"):
         KernelLogReader(Root.below(str(tmp_path)), None, FakeClock()).read_new()
+
+
+def test_events_cross_the_readers_pipe_whole():
+    for found in (recognise(XID_79), event(3)):
+        assert pickle.loads(pickle.dumps(found)) == found
 
 
 def event(sequence, boot=BOOT):

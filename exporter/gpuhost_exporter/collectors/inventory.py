@@ -112,7 +112,7 @@ def _without(data: Data, device: str) -> Data:
             if name != device and not (kind == "links" and name.startswith(f"{device}/"))
         }
         if len(left) < len(known.devices):
-            data = data | {kind: {"devices": left, "most": min(known.most, len(left))}}
+            data = data | {kind: {"devices": left, "most": known.most}}
     return data
 
 
