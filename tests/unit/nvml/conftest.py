@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import Counter
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pynvml
@@ -90,7 +91,18 @@ class FakeGpu:
     answers: dict[str, Any] = field(default_factory=default_answers)
     fields: dict[tuple[int, int], Any] = field(default_factory=default_fields)
     gpm: dict[int, Any] = field(
-        default_factory=lambda: {1: 90.0, 2: 80.0, 3: 40.0, 5: 35.0, 10: 60.0, 11: 1.0, 12: 5.0, 13: 30.0, 20: 2.0, 21: 3.0}
+        default_factory=lambda: {
+            1: 90.0,
+            2: 80.0,
+            3: 40.0,
+            5: 35.0,
+            10: 60.0,
+            11: 1.0,
+            12: 5.0,
+            13: 30.0,
+            20: 2.0,
+            21: 3.0,
+        }
     )
     fabric: dict[str, int] = field(default_factory=lambda: {"state": 3, "cliqueId": 0, "healthMask": 0})
     sram_exceeded: int = 0
@@ -118,7 +130,7 @@ class Binding:
     def __getattr__(self, name):
         if name in self.absent or not hasattr(pynvml, name):
             raise AttributeError(name)
-        if not name.startswith("nvml") or name[4:5].islower() or "_v" in name:
+        if not isinstance(getattr(pynvml, name), FunctionType):
             return getattr(pynvml, name)
         return lambda *arguments: self._call(name, arguments)
 
@@ -157,11 +169,11 @@ class Binding:
 
     def _nvmlGpmSampleAlloc(self):
         sample = pynvml.c_nvmlGpmSample_t(pynvml.struct_c_nvmlGpmSample_t())
-        self.samples[id(sample.contents)] = [0, sample]
+        self.samples[_address(sample)] = [0, sample]
         return sample
 
     def _nvmlGpmSampleFree(self, sample):
-        self.samples[id(sample.contents)][0] += 1
+        self.samples[_address(sample)][0] += 1
 
     def _nvmlGpmSampleGet(self, gpu, sample):
         self._sampled = gpu.gpm
@@ -202,6 +214,10 @@ class Binding:
         if isinstance(event, pynvml.NVMLError):
             raise event
         return event
+
+
+def _address(sample):
+    return ctypes.cast(sample, ctypes.c_void_p).value
 
 
 def _told(answer, arguments):

@@ -23,7 +23,11 @@ IDLE_PROCESSES_SECONDS = 5.0
 _CLOCK_SM = 1
 _CLOCK_MEMORY = 2
 _SENSOR_CORE = 0
-_PROCESSES = "nvmlDeviceGetComputeRunningProcesses"
+
+# Each with the name that older drivers know it by.
+_PROCESSES = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetComputeRunningProcesses_v2")
+_TEMPERATURE = ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature")
+_REASONS = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
 
 _FIELDS: tuple[fields.Field, ...] = (
     (fields.MEMORY_TEMPERATURE, 0),
@@ -91,7 +95,7 @@ class Activities:
 
     @staticmethod
     def _ask_processes(probe: Probe, gpu: _Gpu, now: float) -> None:
-        rows = probe.value(_PROCESSES)
+        rows = probe.first(_PROCESSES)
         gpu.processes = None if rows is None else _processes(probe, rows)
         gpu.processes_at = now
 
@@ -129,11 +133,11 @@ class Activities:
             memory_clock_hertz=probe.quantity(quantities.MEGAHERTZ, "nvmlDeviceGetClockInfo", _CLOCK_MEMORY),
             power_watts=probe.quantity(quantities.MILLIWATTS, "nvmlDeviceGetPowerUsage"),
             energy_joules=probe.quantity(quantities.MILLIJOULES, "nvmlDeviceGetTotalEnergyConsumption"),
-            core_celsius=_core_temperature(probe),
+            core_celsius=probe.checked(quantities.CELSIUS, probe.first(_TEMPERATURE, _SENSOR_CORE), _TEMPERATURE[0]),
             memory_celsius=told.quantity(quantities.CELSIUS, fields.MEMORY_TEMPERATURE),
             margin_celsius=probe.quantity(quantities.MARGIN_CELSIUS, "nvmlDeviceGetMarginTemperature"),
             throttled_seconds=_throttled(told),
-            clock_event_reasons=_clock_event_reasons(probe),
+            clock_event_reasons=probe.counted(quantities.MASK, probe.first(_REASONS), _REASONS[0]),
             nvlink_tx_bytes=link_tx,
             nvlink_rx_bytes=link_rx,
             pcie_tx_bytes=told.whole(quantities.COUNTED_BYTES, fields.PCIE_TX_BYTES),
@@ -150,22 +154,6 @@ def _throttled(told: fields.Told) -> tuple[tuple[str, float], ...]:
     """Seconds by reason. What only the hardware does (thermal, power brake) has no stable id: see the reason bits."""
     seconds = ((reason, told.quantity(quantities.NANOSECONDS, field)) for field, reason in fields.THROTTLED.items())
     return tuple((reason, value) for reason, value in seconds if value is not None)
-
-
-def _core_temperature(probe: Probe) -> float | None:
-    for name in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"):
-        value = probe.quantity(quantities.CELSIUS, name, _SENSOR_CORE)
-        if value is not None:
-            return value
-    return None
-
-
-def _clock_event_reasons(probe: Probe) -> int | None:
-    for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
-        value = probe.whole(quantities.MASK, name)
-        if value is not None:
-            return value
-    return None
 
 
 def memory_of(probe: Probe) -> Memory:

@@ -46,6 +46,14 @@ class Probe:
             self.failed(name, error)
         return None
 
+    def first(self, names: Iterable[str], *numbers: int) -> Any:
+        """What the first of these getters returns that the driver has."""
+        for name in names:
+            told = self.value(name, *numbers)
+            if told is not None or not self.refused(name, numbers):
+                return told
+        return None
+
     def quantity(self, quantity: Quantity, name: str, *numbers: int) -> float | None:
         return self.checked(quantity, self.value(name, *numbers), name)
 
