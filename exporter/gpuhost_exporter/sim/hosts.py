@@ -25,9 +25,9 @@ class PciDevice:
     subsystem: tuple[int, int] = (0, 0)
 
     @property
-    def root(self) -> str:
-        """The folder of its root complex, pci0000:15."""
-        return "pci" + self.path[0].rsplit(":", 1)[0]
+    def folder(self) -> str:
+        """Below /sys: devices/pci0000:15/0000:15:01.0/0000:1b:00.0."""
+        return "/".join(("devices", "pci" + self.path[0].rsplit(":", 1)[0], *self.path, self.bdf))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +182,12 @@ class HostSpec:
     def write_limit(self) -> float:
         """What the drives that hold the job's data can take together, bytes a second."""
         return sum(drive.write_bytes_per_second for drive in self.drives if drive.name in self.data_drives)
+
+    @property
+    def failing_drive(self) -> str:
+        """The drive that fails in scenarios: the mirror's second; empty where there is no mirror."""
+        members = next((array.members for array in self.arrays if array.name == self.system_array), ("",))
+        return members[-1].removesuffix("p2")
 
     @property
     def devices(self) -> tuple[PciDevice, ...]:

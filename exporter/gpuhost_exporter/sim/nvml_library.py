@@ -168,7 +168,8 @@ class Library:
 
     def _ask(self, handle: Any) -> GpuState:
         """The GPU's state, for calls that ask the GPU: this is where a call crashes or hangs."""
-        self._initialised()
+        if not self._references:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_UNINITIALIZED)
         gpu = self._gpus.get(_address(handle))
         if gpu is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
@@ -221,6 +222,6 @@ class Library:
 
 def _address(handle: Any) -> int:
     try:
-        return ctypes.cast(handle, ctypes.c_void_p).value or 0
-    except (ctypes.ArgumentError, TypeError):
+        return ctypes.addressof(handle.contents)
+    except (AttributeError, ValueError):  # no pointer, or null
         return 0

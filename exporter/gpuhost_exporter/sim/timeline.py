@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gpuhost_exporter.sim import catalogue, scenario
 from gpuhost_exporter.sim.control import Control
-from gpuhost_exporter.sim.hosts import GpuModel
+from gpuhost_exporter.sim.hosts import GpuModel, HostSpec
 from gpuhost_exporter.sim.program import Program
 from gpuhost_exporter.sim.scenario import Fault, FaultKind, GpuLevels, HostLevels
 
@@ -20,6 +20,8 @@ _THERMAL_SECONDS = 20.0  # temperature follows the mean power of so long
 _ENERGY_BEFORE = 4.1e9  # joules
 _NVLINK_BEFORE = 7.9e15  # bytes
 _PCIE_BEFORE = 3.2e14
+
+_LOGGED = frozenset({"xid", "sxid", "drive_failed", "array_recovering"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Timeline:
         loaded = reset is None
         span_watts = model.limit_watts - model.idle_watts
         watts = model.idle_watts + span_watts * levels.power
-        mean = self._mean(index, seconds)
+        mean = self._mean(index, seconds, totals)
         celsius = (
             INLET_CELSIUS
             + 0.7 * (index % 4)
@@ -137,9 +139,9 @@ class Timeline:
         return next((fault for fault in self.faults(seconds) if fault.kind == kind), None)
 
     def events(self, seconds: float) -> list[Event]:
-        """Every xid and sxid until that moment, oldest first."""
+        """What has been worth a line in the kernel log until that moment, oldest first."""
         self._span(seconds)
-        log = (Event(fault.at, fault) for fault in self._log if fault.kind in ("xid", "sxid"))
+        log = (Event(fault.at, fault) for fault in self._log if fault.kind in _LOGGED)
         return sorted((event for event in log if event.at <= seconds), key=lambda event: event.at)
 
     def link_errors(self, gpu: int, seconds: float) -> dict[int, int]:
@@ -153,18 +155,15 @@ class Timeline:
                     totals[link] = totals.get(link, 0.0) + errors
         return {link: int(total) for link, total in totals.items()}
 
-    def _mean(self, index: int, seconds: float) -> GpuLevels:
+    def _mean(self, index: int, seconds: float, new: GpuLevels) -> GpuLevels:
         """Mean levels of the last while; before the start, the host did what it did at the start."""
-        since = max(0.0, seconds - _THERMAL_SECONDS)
-        missing = _THERMAL_SECONDS - (seconds - since)
+        since = seconds - _THERMAL_SECONDS
+        if since >= 0:
+            old = self.gpu_levels(index, since)[1]
+            return GpuLevels._make([(end - begin) / _THERMAL_SECONDS for begin, end in zip(old, new, strict=True)])
         first = self.gpu_levels(index, 0.0)[0]
-        old = self.gpu_levels(index, since)[1]
-        new = self.gpu_levels(index, seconds)[1]
         return GpuLevels._make(
-            [
-                (end - begin + missing * start) / _THERMAL_SECONDS
-                for begin, end, start in zip(old, new, first, strict=True)
-            ]
+            [(end - since * start) / _THERMAL_SECONDS for end, start in zip(new, first, strict=True)]
         )
 
     def _last_reset(self, gpu: int, seconds: float) -> float | None:
@@ -205,7 +204,7 @@ class Timeline:
                 gpu=fault.gpu % max(1, count),
             )
             for fault in scenario.load(name).faults
-            if start + fault.at < end
+            if start + fault.at < end and _concerns(self.host, fault)
         )
         self._spans.append(_Span(start, end, name, self._programs[name], faults, host_before, gpus_before))
         self._starts.append(start)
@@ -226,3 +225,14 @@ class Timeline:
                         start += stop.seconds
             if not stops and start < end:
                 yield start, end, segment.scenario
+
+
+def _concerns(host: HostSpec, fault: Fault) -> bool:
+    """Whether the host has what the fault is about."""
+    if fault.kind in ("drive_failed", "array_recovering"):
+        return bool(host.failing_drive)
+    if fault.kind == "sxid":
+        return bool(host.switches)
+    if fault.kind in ("link_down", "link_errors"):
+        return host.model is not None and host.model.links > max(fault.links)
+    return bool(host.gpus)

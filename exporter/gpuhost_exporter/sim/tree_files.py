@@ -1,0 +1,55 @@
+"""Writing a simulated tree: every file appears whole, and only when its text has changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+
+
+class Files:
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._texts: dict[str, str] = {}
+        os.makedirs(folder, exist_ok=True)
+        # Not beside the file: who lists a folder must not see it.
+        self._temporary = f"{folder}/.new"
+
+    def path(self, name: str) -> str:
+        return f"{self._folder}/{name}"
+
+    def put(self, name: str, text: str) -> None:
+        """Write a file, with a newline at its end."""
+        known = self._texts.get(name)
+        if known == text:
+            return
+        if known is None:
+            os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
+        with open(self._temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            if not text.endswith("\n"):
+                file.write("\n")
+        os.replace(self._temporary, self.path(name))
+        self._texts[name] = text
+
+    def put_all(self, folder: str, texts: dict[str, str]) -> None:
+        for name, text in texts.items():
+            self.put(f"{folder}/{name}", text)
+
+    def link(self, name: str, target: str) -> None:
+        """A relative link; both names are below the folder. The target need not exist."""
+        where = self.path(name)
+        os.makedirs(os.path.dirname(where), exist_ok=True)
+        relative = os.path.relpath(target, os.path.dirname(name))
+        with contextlib.suppress(FileExistsError):
+            os.symlink(relative, where)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, a link or a folder with all that is in it."""
+        where = self.path(name)
+        if os.path.islink(where):
+            os.unlink(where)
+        else:
+            shutil.rmtree(where, ignore_errors=True)
+        for known in [text for text in self._texts if text.startswith(f"{name}/")]:
+            del self._texts[known]

@@ -1,0 +1,341 @@
+"""A simulated host's /sys: PCI devices in the tree of their bridges, and the classes that link to them."""
+
+from __future__ import annotations
+
+from gpuhost_exporter.sim import tree_block
+from gpuhost_exporter.sim.hosts import Array, Drive, HostSpec, PciDevice, Port, System
+from gpuhost_exporter.sim.timeline import Timeline
+from gpuhost_exporter.sim.tree_files import Files
+
+_SPEEDS = {1: "2.5", 2: "5.0", 3: "8.0", 4: "16.0", 5: "32.0"}
+_BRIDGE = 0x060400
+_AER_CORRECTABLE = ("RxErr", "BadTLP", "BadDLLP", "Rollover", "Timeout", "NonFatalErr", "CorrIntErr", "HeaderOF")
+_AER_FATAL = (
+    "Undefined", "DLP", "SDES", "TLP", "FCP", "CmpltTO", "CmpltAbrt", "UnxCmplt", "RxOF", "MalfTLP", "ECRC",
+    "UnsupReq", "ACSViol", "UncorrIntErr", "BlockedTLP", "AtomicOpBlocked", "TLPBlockedErr", "PoisonTLPBlocked",
+)  # fmt: skip
+_COUNTERS = (
+    "VL15_dropped", "excessive_buffer_overrun_errors", "link_downed", "link_error_recovery",
+    "local_link_integrity_errors", "multicast_rcv_packets", "multicast_xmit_packets",
+    "port_rcv_constraint_errors", "port_rcv_errors", "port_rcv_remote_physical_errors",
+    "port_rcv_switch_relay_errors", "port_xmit_constraint_errors", "port_xmit_discards", "port_xmit_wait",
+    "symbol_error",
+)  # fmt: skip
+_HW_COUNTERS = (
+    "duplicate_request", "implied_nak_seq_err", "local_ack_timeout_err", "out_of_buffer", "packet_seq_err",
+    "req_cqe_error", "req_cqe_flush_error", "resp_cqe_error", "resp_cqe_flush_error", "rnr_nak_retry_err",
+)  # fmt: skip
+_ROCE_COUNTERS = (
+    "roce_adp_retrans_to", "roce_slow_restart", "roce_slow_restart_cnps", "roce_slow_restart_trans",
+    "rp_cnp_ignored", "rx_icrc_encapsulated",
+)  # fmt: skip
+_MTU = 4096
+_TRAFFIC_BEFORE = 8.8e14  # bytes of a port when the simulation began
+
+
+def write_fixed(files: Files, host: HostSpec) -> None:
+    """What never changes."""
+    for device in host.devices:
+        _pci(files, device, host.system)
+    for drive in host.drives:
+        if drive.controller:
+            _controller(files, drive, host.system)
+    for array in host.arrays:
+        _array(files, array, host)
+    for port in host.ports:
+        _port(files, port)
+    _machine(files, host)
+
+
+def write_drives(files: Files, timeline: Timeline, seconds: float) -> None:
+    """Block devices: they come and go."""
+    host = timeline.host
+    last = host.system.discard_and_flush
+    found = tree_block.present(timeline, seconds)
+    for drive in host.drives:
+        folder = block_folder(drive)
+        if drive not in found:
+            files.remove(f"sys/block/{drive.name}")
+            files.remove(f"sys/{folder}")
+            continue
+        counters = tree_block.drive(timeline, drive, seconds)
+        stat = tree_block.stat(counters.fields(last))
+        files.put(f"sys/{folder}/stat", stat)
+        files.put(f"sys/{folder}/inflight", f"{counters.in_flight[0]:8d} {counters.in_flight[1]:8d}")
+        _block(files, folder, drive)
+        for name, _ in tree_block.partitions(drive):
+            files.put(f"sys/{folder}/{name}/stat", stat)
+    for drive in host.drives:
+        if not drive.controller:
+            continue
+        folder = f"sys/{drive.pci.folder}/nvme/{drive.controller}"
+        files.put(f"{folder}/state", "live" if drive in found else "dead")
+        busy = _busy(timeline, drive, seconds)
+        if host.system.nvme_hwmon:
+            files.put(
+                f"{folder}/hwmon{drive.controller.removeprefix('nvme')}/temp1_input",
+                str(1000 * round(36 + 14 * busy) - 150),
+            )
+    for array in host.arrays:
+        folder = f"sys/devices/virtual/block/{array.name}"
+        fields = tree_block.array(timeline, array, seconds).fields(last)
+        files.put(f"{folder}/stat", tree_block.stat(fields))
+        files.put_all(f"{folder}/md", tree_block.md_files(array, tree_block.array_state(timeline, array, seconds)))
+
+
+def _busy(timeline: Timeline, drive: Drive, seconds: float) -> float:
+    """The share of the last ten seconds that a drive was busy."""
+    since = max(0.0, seconds - 10)
+    if since == seconds:
+        return 0.0
+    then, now = (tree_block.drive(timeline, drive, at).busy_seconds for at in (since, seconds))
+    return (now - then) / (seconds - since)
+
+
+def write_ports(files: Files, timeline: Timeline, seconds: float) -> None:
+    totals = timeline.host_levels(seconds)[1]
+    for port in timeline.host.ports:
+        moved = _TRAFFIC_BEFORE + (totals.nic if port.compute else totals.frontend)
+        folder = f"sys/{port.pci.folder}/infiniband/{port.device}/ports/1"
+        packets = str(int(moved / _MTU))
+        files.put_all(
+            f"{folder}/counters",
+            {
+                "port_xmit_data": str(int(moved / 4)),
+                "port_rcv_data": str(int(moved * 0.997 / 4)),
+                "port_xmit_packets": packets,
+                "port_rcv_packets": packets,
+                "unicast_xmit_packets": packets,
+                "unicast_rcv_packets": packets,
+            },
+        )
+        if port.link_layer == "Ethernet":
+            share = float(port.compute)
+            files.put_all(
+                f"{folder}/hw_counters",
+                {
+                    "rp_cnp_handled": str(int(310_442 + share * totals.congestion_packets)),
+                    "np_cnp_sent": str(int(298_017 + share * totals.congestion_packets)),
+                    "np_ecn_marked_roce_packets": str(int(702_118 + share * totals.ecn_packets)),
+                    "roce_adp_retrans": str(int(share * totals.retransmits)),
+                    "out_of_sequence": str(int(1_204 + share * totals.out_of_sequence)),
+                },
+            )
+
+
+def write_links(files: Files, timeline: Timeline, seconds: float) -> None:
+    """The PCIe links of GPUs: one that fell off the bus answers all ones."""
+    system = timeline.host.system
+    lost = {fault.gpu for fault in timeline.faults(seconds) if fault.kind == "gpu_lost"}
+    for gpu in timeline.host.gpus:
+        off = gpu.index in lost
+        folder = f"sys/{gpu.pci.folder}"
+        files.put(f"{folder}/current_link_speed", "Unknown" if off else _speed(gpu.pci.generation, system))
+        files.put(f"{folder}/current_link_width", "63" if off else str(gpu.pci.width))
+
+
+def block_folder(drive: Drive) -> str:
+    """Where a drive's block device is, below /sys."""
+    if drive.controller:
+        return f"{drive.pci.folder}/nvme/{drive.controller}/{drive.name}"
+    return f"{drive.pci.folder}/virtio{drive.number[1] // 16}/block/{drive.name}"
+
+
+def _speed(generation: int, system: System) -> str:
+    if not generation:
+        return "Unknown"
+    text = _SPEEDS[generation]
+    return f"{text} GT/s{system.pcie_suffix}" if system.pcie_suffix else f"{text.removesuffix('.0')} GT/s"
+
+
+def _pci(files: Files, device: PciDevice, system: System) -> None:
+    above = device.folder.rsplit("/", 1)[0]
+    folder = device.folder
+    for number, bdf in enumerate(reversed(device.path)):
+        speed = _speed(device.generation_slot if number == 0 else max(4, device.generation_slot), system)
+        files.put_all(
+            f"sys/{above}",
+            {
+                "vendor": "0x8086" if number == len(device.path) - 1 else "0x1000",
+                "device": "0x352a" if number == len(device.path) - 1 else "0xc030",
+                "class": f"0x{_BRIDGE:06x}",
+                "numa_node": str(device.numa),
+                "current_link_speed": speed,
+                "current_link_width": str(device.width),
+                "max_link_speed": speed,
+                "max_link_width": str(device.width),
+            },
+        )
+        files.link(f"sys/bus/pci/devices/{bdf}", f"sys/{above}")
+        above = above.rsplit("/", 1)[0]
+    files.link(f"sys/bus/pci/devices/{device.bdf}", f"sys/{folder}")
+    files.put_all(
+        f"sys/{folder}",
+        {
+            "vendor": f"0x{device.vendor:04x}",
+            "device": f"0x{device.device:04x}",
+            "subsystem_vendor": f"0x{device.subsystem[0]:04x}",
+            "subsystem_device": f"0x{device.subsystem[1]:04x}",
+            "class": f"0x{device.pci_class:06x}",
+            "numa_node": str(device.numa),
+            "local_cpulist": _cpus(system, device.numa),
+            "current_link_speed": _speed(device.generation, system),
+            "current_link_width": str(device.width),
+            "max_link_speed": _speed(device.generation_device, system),
+            "max_link_width": str(device.width),
+            "aer_dev_correctable": _aer(_AER_CORRECTABLE, "COR"),
+            "aer_dev_fatal": _aer(_AER_FATAL, "FATAL"),
+            "aer_dev_nonfatal": _aer(_AER_FATAL, "NONFATAL"),
+        },
+    )
+
+
+def _aer(names: tuple[str, ...], kind: str) -> str:
+    return "\n".join(f"{name} 0" for name in (*names, f"TOTAL_ERR_{kind}"))
+
+
+def _cpus(system: System, numa: int) -> str:
+    if numa < 0:
+        return f"0-{system.threads - 1}"
+    cores = system.cores // system.sockets
+    first, second = numa * cores, system.cores + numa * cores
+    return f"{first}-{first + cores - 1},{second}-{second + cores - 1}"
+
+
+def _controller(files: Files, drive: Drive, system: System) -> None:
+    folder = f"sys/{drive.pci.folder}/nvme/{drive.controller}"
+    files.put_all(
+        folder,
+        {
+            "model": f"{drive.model:<40}",
+            "serial": f"{drive.serial:<20}",
+            "firmware_rev": drive.firmware,
+            "transport": "pcie",
+            "address": drive.pci.bdf,
+            "cntlid": "6",
+            "numa_node": str(drive.pci.numa),
+            "subsysnqn": f"nqn.1994-11.com.samsung:nvme:PM:2.5-inch:{drive.serial}",
+        },
+    )
+    if system.nvme_hwmon:
+        hwmon = f"{folder}/hwmon{drive.controller.removeprefix('nvme')}"
+        files.put_all(hwmon, {"name": "nvme", "temp1_max": "81850", "temp1_crit": "84850"})
+    files.link(f"{folder}/device", f"sys/{drive.pci.folder}")
+    files.link(f"sys/class/nvme/{drive.controller}", folder)
+
+
+def _block(files: Files, folder: str, drive: Drive) -> None:
+    major, minor = drive.number
+    files.put_all(
+        f"sys/{folder}",
+        {
+            "size": str(drive.sectors),
+            "dev": f"{major}:{minor}",
+            "ro": "0",
+            "removable": "0",
+            "queue/logical_block_size": "512",
+            "queue/physical_block_size": "4096",
+            "queue/rotational": "0",
+            "queue/nr_requests": "1023",
+            "queue/max_sectors_kb": "256",
+            "queue/iostats": "1",
+            "queue/scheduler": "[none] mq-deadline",
+        },
+    )
+    files.link(f"sys/{folder}/device", f"sys/{folder.rsplit('/', 1 if drive.controller else 2)[0]}")
+    files.link(f"sys/block/{drive.name}", f"sys/{folder}")
+    for number, (name, sectors) in enumerate(tree_block.partitions(drive), 1):
+        files.put_all(
+            f"sys/{folder}/{name}",
+            {"size": str(sectors), "dev": f"{major}:{minor + number}", "partition": str(number)},
+        )
+
+
+def _array(files: Files, array: Array, host: HostSpec) -> None:
+    folder = f"sys/devices/virtual/block/{array.name}"
+    files.put_all(
+        folder,
+        {
+            "size": str(array.sectors),
+            "dev": f"9:{array.number}",
+            "ro": "0",
+            "inflight": f"{0:8d} {0:8d}",
+            "queue/logical_block_size": "512",
+            "queue/rotational": "0",
+            "queue/iostats": "1",
+        },
+    )
+    files.link(f"sys/block/{array.name}", folder)
+    for slot, member in enumerate(array.members):
+        drive = next(found for found in host.drives if member.startswith(found.name))
+        where = f"sys/{block_folder(drive)}" + (f"/{member}" if member != drive.name else "")
+        files.link(f"{folder}/slaves/{member}", where)
+        files.link(f"{folder}/md/dev-{member}/block", where)
+        files.link(f"{folder}/md/rd{slot}", f"{folder}/md/dev-{member}")
+
+
+def _port(files: Files, port: Port) -> None:
+    folder = f"sys/{port.pci.folder}/infiniband/{port.device}"
+    ethernet = port.link_layer == "Ethernet"
+    guid = f"946d:ae03:00{port.pci.bdf[5:7]}:{port.gigabits:04x}"
+    files.put_all(
+        folder,
+        {"node_type": "1: CA", "fw_ver": "28.41.1000", "node_guid": guid, "board_id": "MT_0000000838"},
+    )
+    files.put_all(
+        f"{folder}/ports/1",
+        {
+            "state": "4: ACTIVE",
+            "phys_state": "5: LinkUp",
+            "rate": port.rate,
+            "link_layer": port.link_layer,
+            "lid": "0x0" if ethernet else "0x1f",
+            "gids/0": f"fe80:0000:0000:0000:{guid}",
+            "gid_attrs/types/0": "IB/RoCE v1",
+            "gid_attrs/ndevs/0": port.netdev,
+        },
+    )
+    if ethernet:
+        files.put_all(
+            f"{folder}/ports/1",
+            {
+                "gids/1": f"fe80:0000:0000:0000:{guid}",
+                "gid_attrs/types/1": "RoCE v2",
+                "gid_attrs/ndevs/1": port.netdev,
+            },
+        )
+    zero = dict.fromkeys(_HW_COUNTERS + (_ROCE_COUNTERS if ethernet else ("out_of_sequence",)), "0")
+    files.put_all(f"{folder}/ports/1/hw_counters", {**zero, "lifespan": "10"})
+    files.put_all(f"{folder}/ports/1/counters", dict.fromkeys(_COUNTERS, "0"))
+    files.link(f"{folder}/device", f"sys/{port.pci.folder}")
+    files.link(f"sys/class/infiniband/{port.device}", folder)
+    net = f"sys/{port.pci.folder}/net/{port.netdev}"
+    files.put_all(net, {"operstate": "up", "carrier": "1", "mtu": "9000", "speed": str(1000 * port.gigabits)})
+    files.link(f"{net}/device", f"sys/{port.pci.folder}")
+    files.link(f"sys/class/net/{port.netdev}", net)
+
+
+def _machine(files: Files, host: HostSpec) -> None:
+    system = host.system
+    files.put_all(
+        "sys/devices/virtual/dmi/id",
+        {
+            "sys_vendor": system.vendor,
+            "product_name": system.product,
+            "product_version": "0123456789",
+            "product_serial": system.serial,
+            "board_vendor": system.vendor,
+            "board_name": system.product,
+            "bios_vendor": "SeaBIOS" if system.hypervisor else "American Megatrends International, LLC.",
+            "bios_version": system.bios,
+            "bios_date": "11/06/2024",
+        },
+    )
+    files.link("sys/class/dmi/id", "sys/devices/virtual/dmi/id")
+    files.put("sys/devices/system/cpu/online", f"0-{system.threads - 1}")
+    for node in range(system.sockets):
+        files.put(f"sys/devices/system/node/node{node}/cpulist", _cpus(system, node))
+    if not system.hypervisor:
+        files.put("sys/kernel/iommu_groups/0/type", "identity" if "iommu=pt" in system.cmdline else "DMA")
+    if host.driver is not None:
+        files.put("sys/module/nvidia/version", host.driver.version)
