@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import count as count_up
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
@@ -126,6 +127,7 @@ class Binding:
         self.events = []
         self.absent = set()  # functions that an old binding lacks
         self._sampled = {}
+        self._order = count_up()
 
     def __getattr__(self, name):
         if name in self.absent or not hasattr(pynvml, name):
@@ -176,17 +178,19 @@ class Binding:
         self.samples[_address(sample)][0] += 1
 
     def _nvmlGpmSampleGet(self, gpu, sample):
-        self._sampled = gpu.gpm
+        self._sampled[_address(sample)] = (next(self._order), gpu)
         return sample
 
     def _nvmlGpmMigSampleGet(self, gpu, instance, sample):
-        self._sampled = gpu.gpm
-        return sample
+        return self._nvmlGpmSampleGet(gpu, sample)
 
     def _nvmlGpmMetricsGet(self, block):
+        (before, gpu), (after, same) = (self._sampled[_address(sample)] for sample in (block.sample1, block.sample2))
+        if before >= after or gpu is not same:
+            raise error(2)
         for row in range(block.numMetrics):
             metric = block.metrics[row]
-            told = self._sampled.get(metric.metricId, error(3))
+            told = gpu.gpm.get(metric.metricId, error(3))
             metric.nvmlReturn = told.value if isinstance(told, pynvml.NVMLError) else 0
             metric.value = 0.0 if metric.nvmlReturn else told
 

@@ -337,3 +337,16 @@ def test_every_sample_is_freed_exactly_once(nv, warm, clock):
     warm.close()
     assert [freed for freed, _ in nv.samples.values()] == [1, 1, 1, 1]
     assert nv.log[-1][0] == "nvmlShutdown"
+
+
+def test_closing_again_after_a_failure_frees_nothing_twice(nv, warm):
+    honest = nv._nvmlGpmSampleFree
+
+    def free_and_fail(sample):
+        honest(sample)
+        raise pynvml.NVMLError(18)
+
+    nv._nvmlGpmSampleFree = free_and_fail
+    for _ in range(3):
+        warm.close()
+    assert max(freed for freed, _ in nv.samples.values()) == 1

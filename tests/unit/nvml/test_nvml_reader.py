@@ -103,7 +103,7 @@ def test_a_gpu_left_out_is_not_touched(nv, reader, clock, marks):
     for subject in SUBJECTS:
         batch = reader.read(subject, frozenset({"GPU-0"}))
         assert of(batch, "GPU-0") == []
-        assert all("GPU-0" != getattr(reading, "peer_uuid", "") for reading in batch.readings)
+        assert all(getattr(reading, "peer_uuid", "") != "GPU-0" for reading in batch.readings)
     assert {uuid for uuid, _ in marks} == {"GPU-1"}
     assert nv.gpus[0] not in [argument for _, arguments in nv.log for argument in arguments]
 
@@ -238,6 +238,19 @@ def test_a_wait_that_fails_at_once_does_not_spin(nv, reader, clock, code):
         reader.wait_events(0.0)
         waits += [second] * (nv.called["nvmlEventSetWait_v2"] - 1 - len(waits))
     assert waits == [1, 3, 7, 15, 31, 63, 123]
+
+
+def test_the_pause_starts_small_again_once_a_wait_went_well(nv, reader, clock):
+    for _ in range(4):
+        nv.events.append(pynvml.NVMLError(15))
+        reader.wait_events(0.0)
+        clock.seconds += 60
+    assert reader.wait_events(0.0) == ()
+    nv.events.append(pynvml.NVMLError(15))
+    reader.wait_events(0.0)
+    clock.seconds += 1
+    nv.events.append(xid(nv.gpus[0], 48))
+    assert [event.code for event in reader.wait_events(0.0)] == [48]
 
 
 def test_after_a_loss_the_set_is_made_anew_without_that_gpu(nv, reader, clock):
