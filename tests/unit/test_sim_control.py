@@ -84,7 +84,7 @@ def test_an_unknown_host_is_answered_with_the_known_ones() -> None:
 
 
 def test_an_unknown_scenario_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'fire'; known: array-degraded, .*, xid-79"):
+    with pytest.raises(ConfigError, match=r"'fire'; known: array-degraded, .*, xid-79"):
         control.parse_target("h100x8:fire")
 
 

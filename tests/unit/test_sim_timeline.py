@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ def test_no_counter_goes_back_across_any_switch(
 ) -> None:
     line = timeline(host, history)
     gpu = index % len(line.host.gpus)
-    for before, after in zip(times, times[1:], strict=False):
+    for before, after in itertools.pairwise(times):
         pairs = [
             *zip(line.gpu_levels(gpu, before)[1], line.gpu_levels(gpu, after)[1], strict=True),
             *zip(line.host_levels(before)[1], line.host_levels(after)[1], strict=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 FIRST_PID = 4711
@@ -171,7 +171,7 @@ class HostSpec:
     ports: tuple[Port, ...] = ()
     data_array: str = ""
     system_array: str = ""
-    data_drives: tuple[str, ...] = field(default=())
+    data_drives: tuple[str, ...] = ()
 
     @property
     def read_limit(self) -> float:

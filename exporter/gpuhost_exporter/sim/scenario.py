@@ -149,8 +149,7 @@ class Stop:
 class Scenario:
     name: str
     description: str
-    loop: bool
-    phases: tuple[Phase, ...]
+    phases: tuple[Phase, ...]  # the last is endless, unless they repeat
     faults: tuple[Fault, ...]
     stops: tuple[Stop, ...]
 
@@ -212,7 +211,6 @@ def parse(name: str, text: str, known: Mapping[str, Mapping[str, Mapping[str, fl
     return Scenario(
         name=name,
         description=str(document.get("description", "")),
-        loop=loop,
         phases=tuple(phases),
         faults=tuple(_fault(name, table) for table in _tables(name, document, "fault")),
         stops=stops,

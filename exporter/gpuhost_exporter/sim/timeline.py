@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -72,6 +73,7 @@ class Timeline:
         self._starts: list[float] = []
         self._log: list[Fault] = []  # of every span so far
         self._source = self._scenarios()
+        self._growing = threading.Lock()  # the library's callers have threads
 
     def gpu_levels(self, index: int, seconds: float) -> tuple[GpuLevels, GpuLevels]:
         """(levels, integrals since the start) of a GPU."""
@@ -178,9 +180,11 @@ class Timeline:
         return self.host.model
 
     def _span(self, seconds: float) -> _Span:
-        while not self._spans or seconds >= self._spans[-1].end:
-            self._extend(*next(self._source))
-        return self._spans[max(0, bisect_right(self._starts, seconds) - 1)]
+        if not self._spans or seconds >= self._spans[-1].end:
+            with self._growing:
+                while not self._spans or seconds >= self._spans[-1].end:
+                    self._extend(*next(self._source))
+        return self._spans[max(0, bisect_right(self._starts, seconds, 0, len(self._spans)) - 1)]
 
     def _extend(self, start: float, end: float, name: str) -> None:
         count = len(self.host.gpus)
@@ -206,9 +210,10 @@ class Timeline:
             for fault in scenario.load(name).faults
             if start + fault.at < end and _concerns(self.host, fault)
         )
-        self._spans.append(_Span(start, end, name, self._programs[name], faults, host_before, gpus_before))
-        self._starts.append(start)
         self._log.extend(faults)
+        self._starts.append(start)
+        # Last: other threads look here first.
+        self._spans.append(_Span(start, end, name, self._programs[name], faults, host_before, gpus_before))
 
     def _scenarios(self) -> Iterator[tuple[float, float, str]]:
         """(start, end, scenario) one after the other; the last one of the control file has no end."""

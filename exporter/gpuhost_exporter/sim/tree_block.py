@@ -16,6 +16,7 @@ _READ_BEFORE = 6.1e13
 _WRITTEN_BEFORE = 2.3e13
 _SYSTEM_WRITE = 1.5e6  # bytes a second of logs and the like
 _SYSTEM_READ = 2e4
+_RECOVERY_RATE = 520e6  # bytes a second
 _MERGED = 16  # requests of a member that one of the array becomes
 
 
@@ -146,7 +147,6 @@ class ArrayState:
 
     faulty: tuple[str, ...] = ()
     recovered: float | None = None
-    seconds: float = 0.0  # what the recovery takes in all
 
 
 def array_state(timeline: Timeline, which: Array, seconds: float) -> ArrayState:
@@ -157,8 +157,9 @@ def array_state(timeline: Timeline, which: Array, seconds: float) -> ArrayState:
         return ArrayState(faulty=(which.members[-1],))
     recovery = timeline.active("array_recovering", seconds)
     if recovery is not None:
-        length = recovery.until - recovery.at
-        return ArrayState((), (seconds - recovery.at) / length, length)
+        # A bitmap says what changed while the drive was away: only the rest of the array is copied.
+        left = _RECOVERY_RATE * (recovery.until - seconds) / (which.sectors * SECTOR)
+        return ArrayState((), max(0.0, 1 - left))
     return ArrayState()
 
 
@@ -184,7 +185,7 @@ def md_files(which: Array, state: ArrayState) -> dict[str, str]:
             "degraded": str(int(bool(state.faulty) or recovering)),
             "sync_action": "recover" if recovering else "idle",
             "sync_completed": f"{done} / {which.sectors}" if recovering else "none",
-            "sync_speed": str(int(which.sectors / 2 / state.seconds)) if recovering else "none",
+            "sync_speed": str(int(_RECOVERY_RATE / 1024)) if recovering else "none",
             "mismatch_cnt": "0",
         }
     return files
@@ -213,15 +214,16 @@ def mdstat(host: HostSpec, states: dict[str, ArrayState]) -> str:
         up = count - bool(state.faulty or state.recovered is not None)
         lines.append(f"{blocks} [{count}/{up}] [{'U' * up}{'_' * (count - up)}]")
         if state.recovered is not None:
-            lines.append(_progress(which, state.recovered, state.seconds))
+            lines.append(_progress(which, state.recovered))
         lines.append("      ")
     return "\n".join([*lines, "unused devices: <none>"])
 
 
-def _progress(which: Array, share: float, seconds: float) -> str:
+def _progress(which: Array, share: float) -> str:
     total = which.sectors // 2
+    speed = int(_RECOVERY_RATE / 1024)
     bar = "=" * int(20 * share)
     return (
         f"      [{bar}>{'.' * (20 - len(bar))}]  recovery = {100 * share:.1f}% ({int(total * share)}/{total}) "
-        f"finish={(1 - share) * seconds / 60:.1f}min speed={int(total / seconds)}K/sec"
+        f"finish={(1 - share) * total / speed / 60:.1f}min speed={speed}K/sec"
     )
