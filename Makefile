@@ -17,7 +17,8 @@ test: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check exporter tests
 	$(VENV)/bin/ruff check exporter tests
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -m "not slow and not gpu"
+	$(VENV)/bin/pytest -n 4 -m "not slow and not gpu and not alone"
+	$(VENV)/bin/pytest -m "alone and not slow and not gpu"
 
 # The long tier: everything above, the slow tests, and the benchmark.
 test-full: test

@@ -57,6 +57,7 @@ class App:
         self._simulation: Simulation | None = None
         self._sockets: list[pipe.Pipe] = []
         self._stopping = False
+        self._settling = threading.Timer(0.0, lambda: None)
         linux.keep_capabilities(frozenset())
         try:
             root = Root(settings.procfs, settings.sysfs)
@@ -78,6 +79,7 @@ class App:
                 simulated=settings.simulate or "",
             )
             self.runner = Runner(tuple(self._collectors()), self.clock)
+            nvml.on_open = self.runner.hurry  # slow subjects need not wait for their next tick
         except BaseException:
             self.close()
             raise
@@ -117,7 +119,9 @@ class App:
         from gpuhost_exporter.sim import control as simulated
 
         host, scenario = simulated.parse_target(target)
-        temporary = tempfile.mkdtemp(prefix="gpuhost-simulated-")
+        # On tmpfs where there is one: a disk's file system flushes each time that a file is replaced.
+        shared = "/dev/shm"  # noqa: S108
+        temporary = tempfile.mkdtemp(prefix="gpuhost-simulated-", dir=shared if os.access(shared, os.W_OK) else None)
         simulation = Simulation(control or f"{temporary}/control.json", f"{temporary}/root", temporary)
         if control and os.path.exists(control):
             simulated.load(control)  # a prepared history, a frozen clock
@@ -139,10 +143,16 @@ class App:
         return simulation
 
     def _hardware_changed(self, action: str, subsystem: str, device: str) -> None:
+        if action == "change":
+            return
         log.info("udev: %s %s %s", action, subsystem, device)
         if subsystem == "pci":
             self.host.nvml.recheck()
-        self.runner.hurry()
+        # A device announces each of its parts; one early poll after the last of them is enough.
+        self._settling.cancel()
+        self._settling = threading.Timer(0.5, self.runner.hurry)
+        self._settling.daemon = True
+        self._settling.start()
 
     def _pump_kernel_log(self) -> None:
         """Carry the kernel log reader's findings over; start it again, with patience, when it ends."""
@@ -164,7 +174,7 @@ class App:
             except (Gone, Unavailable) as error:
                 if self._stopping:
                     return
-                self.host.kernel_log.fail("error", f"the kernel log reader ended: {error}")
+                self.host.kernel_log.fail("unavailable", f"the kernel log reader ended: {error}")
             end.close()
             waiting.wait(pause)
             pause = min(pause * 2, 60.0)
@@ -185,6 +195,7 @@ def serve(settings: Settings) -> int:
     from gpuhost_exporter.web.routes import Routes
     from gpuhost_exporter.web.server import Server
 
+    linux.name_process("gpuhost-exporter")
     signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     app = App(settings)
     try:
@@ -192,7 +203,7 @@ def serve(settings: Settings) -> int:
             metrics=app.exposition.render,
             healthy=lambda: _healthy(app),
             ready=lambda: _ready(app),
-            page=lambda: _page(app),
+            page=lambda nonce: _page(app, nonce),
         )
         server = Server(settings.listen_addresses, routes, settings.web_config_file)
         runtime = Runtime(default_runtime_path(os.environ))
@@ -238,8 +249,8 @@ def _ready(app: App) -> tuple[bool, str]:
     return (False, "not polled yet: " + ", ".join(waiting)) if waiting else (True, "every collector has polled")
 
 
-def _page(app: App) -> bytes:
+def _page(app: App, nonce: str) -> bytes:
     from gpuhost_exporter.status import build
     from gpuhost_exporter.web.page import render
 
-    return render(build([*app.runner.samples(), *app.own_samples()]))
+    return render(build([*app.runner.samples(), *app.own_samples()]), nonce)

@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 done, 1 failed while working, 2 a usage or configuration error, said in one line.
+"""The command line. Exit codes: 0 done, 1 failed while working, 2 a usage or configuration error, in one line."""
 
 from __future__ import annotations
 

@@ -109,15 +109,19 @@ class Task:
             keep = isinstance(error, (Transient, Hung))
         except Exception as error:
             failure, kind = f"{type(error).__name__}: {error}", "internal"
-            if failure != self.failure:
+            if failure != self.failure and not self._stopping:
                 log.exception("%s: a defect in the exporter", self.collector.name)
         finished = self._clock.now()
+        if self._stopping:
+            return  # the readers are being ended below it: what it found says nothing
         if failure:
             self.collector.errors[kind] += 1
             if not keep:
                 self.snapshot = None
             if failure != self.failure and kind != "internal":
-                log.warning("%s: %s (%s)", self.collector.name, failure, kind)
+                # A reader that is not there has been told of once, by the client; each of its subjects adds nothing.
+                level = logging.DEBUG if kind == "unavailable" else logging.WARNING
+                log.log(level, "%s: %s (%s)", self.collector.name, failure, kind)
         else:
             self.snapshot = Snapshot(finished, samples)
             self.read_at = finished

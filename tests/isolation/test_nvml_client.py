@@ -75,6 +75,20 @@ def test_a_lost_gpu_costs_that_gpu_only_and_is_looked_for_again(make):
     assert client.gpu_states()["GPU-1"] == "ok"
 
 
+def test_a_gpu_that_was_lost_before_the_start_is_known_by_its_index_until_it_is_back(make):
+    client, clock, steps = make("ok:GPU-0,GPU-2")
+    opened = []
+    client.on_open = lambda: opened.append(client.state())
+    client.read("links")
+    assert client.unopened() == {1: "lost"}
+    assert "GPU-1" not in client.gpu_states()
+    clock.ahead += 61
+    client.read("links")
+    assert client.unopened() == {}
+    assert client.gpu_states()["GPU-1"] == "ok"
+    assert opened == ["ok", "ok"]
+
+
 def test_a_call_that_never_returns_costs_its_gpu_and_the_deadline(make):
     client, clock, steps = make("ok hang:GPU-1")
     begin = time.monotonic()

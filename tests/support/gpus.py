@@ -41,6 +41,7 @@ class FakeNvml:
         self.answers = answers
         self.states = {gpu.uuid: "ok" for gpu in gpus}
         self.driver_state = "ok"
+        self.broken = {}
         self.versions = Driver("580.95.05", "13.580.95.05", "13.0")
         self.asked = []
 
@@ -55,6 +56,9 @@ class FakeNvml:
 
     def driver(self):
         return self.versions
+
+    def unopened(self):
+        return self.broken
 
     def restarts(self):
         return {reason: int(reason == "hung") for reason in RESTART_REASONS}

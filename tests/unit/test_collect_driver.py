@@ -55,6 +55,15 @@ def test_a_gpu_that_no_state_is_known_of_is_unknown_and_not_up():
     assert current(found["gpu_state"]) == ["unknown"]
 
 
+def test_a_gpu_that_was_broken_before_the_start_shows_by_its_index():
+    collector = collector_of(gpu(0))
+    collector.host.nvml.broken = {3: "lost"}
+    found = poll(collector)
+    assert found["gpu_up"]["3", ""] == 0
+    assert found["gpu_state"]["3", "", "lost"] == 1
+    assert ("3", "") not in {labels[:2] for labels in found["gpu_info"]}
+
+
 def test_on_a_host_without_driver_there_are_no_gpus_and_no_versions():
     found = poll(collector_of(driver_state="no_library", versions=False))
     assert not {"gpu_up", "gpu_state", "gpu_info", "driver_info"} & set(found)

@@ -12,7 +12,8 @@ from gpuhost_exporter.specs import Sample, counter, gauge, info
 GPU_UP = gpu_gauge(
     "gpuhost_gpu_up",
     "Whether the GPU answers through NVIDIA's driver: 1 is good. At 0 gpuhost_gpu_state says why, or "
-    "gpuhost_nvml_state where the driver as a whole cannot be read.",
+    "gpuhost_nvml_state where the driver as a whole cannot be read. A GPU that was broken before the exporter "
+    "started has no uuid.",
 )
 GPU_STATE = gpu_gauge(
     "gpuhost_gpu_state",
@@ -97,6 +98,10 @@ class DriverCollector(Collector):
                 gpu.compute_capability or "",
                 gpu.virtualization_mode or "",
             )
+        for index, state in nvml.unopened().items():
+            labels = (str(index), "")
+            yield GPU_UP(*labels, value=0)
+            yield from one_of(GPU_STATE, labels, GPU_STATES, state)
         if driver := nvml.driver():
             yield DRIVER_INFO(driver.driver_version, driver.nvml_version, driver.cuda_version or "")
         yield from one_of(NVML_STATE, (), STATES, nvml.state())

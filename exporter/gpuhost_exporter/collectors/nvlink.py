@@ -141,7 +141,7 @@ class NvlinkCollector(NvmlCollector):
         for gpu, links in found:
             for link in links.links:
                 yield from _link(gpu, link)
-            yield from self._error_totals(gpu)
+            yield from self._error_counts(gpu)
             partitioned = {uuid for uuid, reading in health.items() if reading.mig_enabled}
             reach = self._reach(gpu, [peer for peer in linked if peer.uuid not in partitioned], fabrics, peers)
             yield from self._capacity(gpu, links, None if gpu.uuid in partitioned else reach, health.get(gpu.uuid))
@@ -167,10 +167,13 @@ class NvlinkCollector(NvmlCollector):
             for kind, count in link.errors:
                 self._errors[gpu.uuid][link.index, kind] = count
 
-    def _error_totals(self, gpu: Gpu) -> Iterator[Sample]:
+    def _error_counts(self, gpu: Gpu) -> Iterator[Sample]:
+        """A link that went down tells nothing more; what it had counted stays."""
         totals: defaultdict[str, int] = defaultdict(int)
-        for (_, kind), count in self._errors[gpu.uuid].items():
+        for (link, kind), count in self._errors[gpu.uuid].items():
             totals[kind] += count
+            if count:
+                yield LINK_ERRORS(*gpu_labels(gpu), str(link), kind, value=count)
         for kind, total in totals.items():
             yield ERRORS(*gpu_labels(gpu), kind, value=total)
 
@@ -230,9 +233,6 @@ def _link(gpu: Gpu, link: Link) -> Iterator[Sample]:
         yield BYTES(*labels, "rx", value=link.rx_bytes)
     if link.tx_bytes is not None:
         yield BYTES(*labels, "tx", value=link.tx_bytes)
-    for kind, count in link.errors:
-        if count:
-            yield LINK_ERRORS(*labels, kind, value=count)
     rate = "" if link.rate_bytes_per_second is None else f"{link.rate_bytes_per_second:.0f}"
     yield LINK_INFO(*labels, link.version or "", link.remote or "", link.remote_bdf or "", rate)
 

@@ -122,6 +122,8 @@ class Launcher:
 
     def _receive(self, timeout: float) -> None:
         """Take the launcher's messages that have come, waiting at most this long for the first."""
+        if self._socket.fileno() < 0:
+            raise Unavailable("the launcher has been closed")
         while select.select([self._socket], [], [], timeout)[0]:
             payload = self._socket.recv(_MESSAGE)
             if not payload:

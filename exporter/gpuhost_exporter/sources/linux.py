@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import struct
+from contextlib import suppress
 
 CAP_SETPCAP = 8
 CAP_SYS_PTRACE = 19
@@ -25,6 +26,8 @@ _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
 
 def _libc() -> ctypes.CDLL:
@@ -47,6 +50,16 @@ def name_process(name: str) -> None:
     """What ps and top call this process; the kernel keeps 15 bytes."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     _prctl(_PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def bound_malloc() -> None:
+    """Have glibc give large blocks back when freed, and not keep a heap for each thread: 2 MiB instead of 8 under
+    forty clients. Other C libraries have no such heaps and no mallopt.
+    """
+    with suppress(AttributeError):
+        mallopt = _libc().mallopt
+        mallopt(_M_MMAP_THRESHOLD, 128 << 10)
+        mallopt(_M_ARENA_MAX, 2)
 
 
 def effective_capabilities() -> frozenset[int]:

@@ -31,7 +31,7 @@ def nvml(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], marks: 
     The first answer is the Inventory. DriverDown ends the process after being sent: a library that no longer
     matches its driver can only be loaded anew by a new process.
     """
-    from gpuhost_exporter.sources.nvml.calls import DriverDown, library
+    from gpuhost_exporter.sources.nvml.calls import DriverDown, load
     from gpuhost_exporter.sources.nvml.reader import Reader
 
     clock = SystemClock()
@@ -41,7 +41,7 @@ def nvml(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], marks: 
 
         binding: Any = SimNvml(control, clock)
     else:
-        binding = library()
+        binding = load()
     pipe, events = Pipe(sockets[0]), Pipe(sockets[1])
     reader = Reader(binding, clock, MarkWriter(marks))
     try:

@@ -12,7 +12,7 @@ import select
 import signal
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,9 @@ class NvmlClient:
         self._crashed: dict[str, float] = {}
         self._known: dict[str, Gpu] = {}
         self._gpu_states: dict[str, str] = {}
+        self._unopened: dict[int, str] = {}
         self._driver: Driver | None = None
+        self.on_open: Callable[[], None] = lambda: None  # called when a reader has opened the driver
         self._restarts: Counter[str] = Counter()
         self._stuck: int | None = None
         self._in_flight: float | None = None
@@ -116,6 +118,10 @@ class NvmlClient:
             state = self._gpu_states.get(uuid, "missing")
             states[uuid] = state if readable or state == "hung" else "unknown"
         return states
+
+    def unopened(self) -> dict[int, str]:
+        """Index -> one of GPU_STATES for GPUs that could not be opened and were never known by UUID."""
+        return dict(self._unopened) if self._state == "ok" else {}
 
     def restarts(self) -> dict[str, int]:
         return {reason: self._restarts[reason] for reason in RESTART_REASONS}
@@ -240,12 +246,19 @@ class NvmlClient:
         self._driver = inventory.driver
         self._known |= {gpu.uuid: gpu for gpu in inventory.gpus}
         here = {gpu.uuid for gpu in inventory.gpus}
-        by_index = {fault.uuid: _FAULT_STATES.get(fault.kind, "unreadable") for fault in inventory.faults}
+        broken = {
+            int(fault.uuid.removeprefix("index:")): _FAULT_STATES.get(fault.kind, "unreadable")
+            for fault in inventory.faults
+            if fault.uuid.startswith("index:")
+        }
         for uuid, gpu in self._known.items():
             if uuid in here:
-                self._gpu_states[uuid] = "hung" if uuid in self._quarantine else "ok"
+                self._gpu_states[uuid] = "ok"
+            elif uuid in self._quarantine:
+                self._gpu_states[uuid] = "hung"
             else:
-                self._gpu_states[uuid] = by_index.get(f"index:{gpu.index}", "missing")
+                self._gpu_states[uuid] = broken.pop(gpu.index, "missing")
+        self._unopened = broken
         if not self._known and not inventory.faults:
             self._stop(None)
             self._wait(self._first_pause)
@@ -254,6 +267,7 @@ class NvmlClient:
         self._retry = None
         self._set("ok", "")
         self._judge_recheck()
+        self.on_open()
 
     def _learn(self, batch: Batch, skipped: frozenset[str]) -> Batch:
         broken = {fault.uuid: fault for fault in batch.faults if fault.kind in _FAULT_STATES}
@@ -271,7 +285,8 @@ class NvmlClient:
 
     def _judge_recheck(self) -> None:
         """A lost GPU comes back only to a process that opens it anew."""
-        away = any(state in ("lost", "missing", "needs_reset", "unreadable") for state in self._gpu_states.values())
+        states = (*self._gpu_states.values(), *self._unopened.values())
+        away = any(state in ("lost", "missing", "needs_reset", "unreadable") for state in states)
         if not away:
             self._recheck = None
         elif self._recheck is None:
