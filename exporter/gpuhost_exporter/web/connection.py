@@ -1,6 +1,6 @@
 """One client's connection: TLS, then requests and answers one after the other, in a thread of its own.
 
-The thread blocks without time limits. The server's reaper reads `phase`, `since`, `deadline` and `unsent` and
+The thread blocks without time limits. The server reads `phase`, `since` and `deadline` and
 ends a connection from outside by shutting its socket down, which wakes the thread.
 """
 
@@ -40,11 +40,12 @@ _PLAIN_ON_TLS = (
 class Limits:
     """What a client may take. Seconds and bytes; none is extended by sending or reading drop by drop."""
 
-    connections: int = 40
+    connections: int = 40  # that have begun to speak, each with a thread
+    newcomers: int = 400  # that have not
     head_seconds: float = 10  # TLS handshake and the first request's head together; each later head
     idle_seconds: float = 75  # longer than the usual scrape intervals, so that Prometheus can reuse it
     write_seconds: float = 30  # one response
-    unsent_bytes: int = 4 << 20  # responses that clients have not read yet, together
+    answers: int = 8  # made and sent at a time: their bytes are in memory
 
 
 class Refused(Exception):
@@ -59,13 +60,17 @@ class Connection:
     """`sock` is connected and blocking; `handshake` is what an ssl.SSLSocket still has to do."""
 
     def __init__(
-        self, sock: socket.socket, remote: str, limits: Limits, handshake: Callable[[], None] | None = None
+        self,
+        sock: socket.socket,
+        remote: str,
+        deadline: float,
+        limits: Limits,
+        handshake: Callable[[], None] | None = None,
     ) -> None:
         self.remote = remote
         self.phase: Phase = "head"
         self.since = time.monotonic()  # when the present wait began, or the last bytes were taken
-        self.deadline = self.since + limits.head_seconds
-        self.unsent = 0
+        self.deadline = deadline  # for the first request's head
         self.ended = False  # by the server
         self._sock = sock
         self._handshake = handshake
@@ -134,7 +139,6 @@ class Connection:
         body = response.body if self._method != "HEAD" else b""
         self.since = time.monotonic()
         self.deadline = self.since + self._limits.write_seconds
-        self.unsent = len(body)
         self.phase = "write"
         self._send_all(head or b"")
         if body:
@@ -145,7 +149,6 @@ class Connection:
         view = memoryview(data)
         for start in range(0, len(data), _CHUNK):
             self._sock.sendall(view[start : start + _CHUNK])
-            self.unsent = max(0, self.unsent - _CHUNK)
             self.since = time.monotonic()
 
     def _shake_hands(self, handshake: Callable[[], None]) -> None:
@@ -167,6 +170,8 @@ class Connection:
             self._body_follows = not isinstance(self._http.next_event(), h11.EndOfMessage)
         except h11.RemoteProtocolError as error:
             raise Refused(error.error_status_hint, str(error)) from error
+        if event.http_version not in (b"1.0", b"1.1"):
+            raise Refused(505, "only HTTP/1.0 and HTTP/1.1")
         target = _AUTHORITY.sub("", event.target.decode("ascii"), count=1)
         path, _, query = target.partition("?")
         headers: dict[str, str] = {}
@@ -178,6 +183,8 @@ class Connection:
     def _next_event(self) -> object:
         while (event := self._http.next_event()) is h11.NEED_DATA:
             data = self._sock.recv(_RECEIVE)
+            if not data:
+                return h11.ConnectionClosed()
             if self.phase == "idle":
                 self.phase = "head"
                 self.deadline = time.monotonic() + self._limits.head_seconds

@@ -13,7 +13,7 @@ import socket
 
 from gpuhost_exporter.errors import ConfigError
 
-BACKLOG = 256
+BACKLOG = 1024  # past it a client waits a second for its next attempt
 
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^\s:\[\]]*)):(?P<port>\d{1,5})\Z")
 

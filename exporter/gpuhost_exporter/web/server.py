@@ -1,8 +1,7 @@
 """HTTP for a handful of scrapers that no other client can delay: threads over plain sockets, parsed by h11.
 
-One thread accepts, and ends connections that overstay (Limits); each connection has a small thread of its own.
-At the cap the connection that has waited longest without a complete request gives way, from the address that
-holds most of them, so that one host's flood costs that host. A request that is being worked on is never ended.
+One thread accepts. A client gets a small thread of its own when its first bytes come, so those who never say
+anything cost next to nothing; who overstays (Limits) is ended, and at the cap the crowd decides who gives way.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import select
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuhost_exporter.errors import ConfigError
+from gpuhost_exporter.sources import linux
 from gpuhost_exporter.web.connection import Connection, Limits, Refused
+from gpuhost_exporter.web.crowd import Counts, Crowd, Newcomer, first_to_go
 from gpuhost_exporter.web.listen import bound_address, listen
 from gpuhost_exporter.web.message import Handler, Request, Response, text
 
@@ -30,19 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STACK_BYTES = 512 << 10
-_STALLED_SECONDS = 0.2
 _CLOSE_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Since the start, but for `open`, which is now."""
-
-    open: int
-    accepted: int
-    evicted: int  # gave way to another client
-    timed_out: int  # too slow in its handshake, request head or reading; not those that were idle
-    requests: Mapping[int, int]  # by status code
+_ACCEPT_AT_ONCE = 64
 
 
 class Server:
@@ -59,151 +47,130 @@ class Server:
         self._handler = handler
         self._web_config = _load(web_config_file) if web_config_file else None
         self._limits = limits or Limits()
-        self._listeners: list[socket.socket] = []
+        self._listeners: dict[int, socket.socket] = {}
+        self._newcomers: dict[int, Newcomer] = {}  # by descriptor, the oldest first; the accepting thread's own
+        self._poll = select.poll()
+        self._crowd = Crowd(self._limits)
         self._thread = threading.Thread(target=self._accept_forever, name="web", daemon=True)
         self._stopping = False
         self._fault = ""
-        self._lock = threading.Lock()  # guards what follows
-        self._connections: set[Connection] = set()
-        self._wakeup = -1
-        self._accepted = self._evicted = self._timed_out = 0
-        self._requests: Counter[int] = Counter()
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """HOST:PORT of each listening socket, as really bound."""
-        return tuple(bound_address(listener) for listener in self._listeners)
+        return tuple(bound_address(listener) for listener in self._listeners.values())
 
     def counts(self) -> Counts:
-        with self._lock:
-            return Counts(len(self._connections), self._accepted, self._evicted, self._timed_out, dict(self._requests))
+        return self._crowd.counts(len(self._newcomers))
 
     def start(self) -> None:
         try:
             for address in self._wanted:
-                self._listeners.append(listen(address))
+                listener = listen(address)
+                self._listeners[listener.fileno()] = listener
         except ConfigError:
             self._close_listeners()
             raise
-        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        linux.bound_malloc()
         self._thread.start()
 
     def close(self) -> None:
         """Stop accepting, give answers under way half a second, end every connection. For a started server."""
         self._stopping = True
-        os.eventfd_write(self._wakeup, 1)
+        os.eventfd_write(self._crowd.departures, 1)
         self._thread.join()
         self._close_listeners()
-        until = time.monotonic() + _CLOSE_SECONDS
-        while (left := self._open()) and time.monotonic() < until:
-            for connection in left:
-                if connection.phase != "write":
-                    connection.end()
-            time.sleep(0.005)
-        for connection in self._open():
-            connection.end(even_answering=True)
-        with self._lock:
-            os.close(self._wakeup)
-            self._wakeup = -1
+        self._crowd.disperse(_CLOSE_SECONDS)
 
     def _close_listeners(self) -> None:
-        for listener in self._listeners:
-            listener.close()
-
-    def _open(self) -> tuple[Connection, ...]:
-        with self._lock:
-            return tuple(self._connections)
+        while self._listeners:
+            self._listeners.popitem()[1].close()
 
     # In the accepting thread.
 
     def _accept_forever(self) -> None:
         tick = min(1.0, self._limits.head_seconds / 10, self._limits.write_seconds / 10)
-        wakeups, everything = select.poll(), select.poll()
-        wakeups.register(self._wakeup, select.POLLIN)
-        everything.register(self._wakeup, select.POLLIN)
-        listeners = {listener.fileno(): listener for listener in self._listeners}
-        for descriptor in listeners:
-            everything.register(descriptor, select.POLLIN)
+        departures = select.poll()
+        departures.register(self._crowd.departures, select.POLLIN)
+        for descriptor in (self._crowd.departures, *self._listeners):
+            self._poll.register(descriptor, select.POLLIN)
         while not self._stopping:
-            connections = self._open()
-            if len(connections) >= self._limits.connections:
-                self._make_way(connections)
-                ready = wakeups.poll(50)
-            else:
-                ready = everything.poll(tick * 1000 if connections else None)
-            self._reap()
-            for descriptor, _ in ready:
-                if descriptor in listeners:
-                    self._accept(listeners[descriptor])
-                else:
+            anyone = self._newcomers or self._crowd.present()
+            ready = [descriptor for descriptor, _ in self._poll.poll(tick * 1000 if anyone else None)]
+            now = time.monotonic()
+            self._crowd.reap(now)
+            spoken = [self._newcomers[descriptor] for descriptor in ready if descriptor in self._newcomers]
+            for place, newcomer in enumerate(sorted(spoken, key=lambda one: one.since)):
+                if not self._crowd.has_room():
+                    self._crowd.make_room(len(spoken) - place)
+                    departures.poll(10)
+                    if not self._crowd.has_room():
+                        break
+                self._begin(self._no_longer_new(newcomer.sock.fileno()))
+            self._dismiss_silent(now)
+            for descriptor in ready:
+                if descriptor in self._listeners:
+                    for _ in range(_ACCEPT_AT_ONCE):
+                        if not self._accept(self._listeners[descriptor], now):
+                            break
+                elif descriptor == self._crowd.departures:
                     os.eventfd_read(descriptor)
+        for descriptor in tuple(self._newcomers):
+            self._no_longer_new(descriptor).sock.close()
 
-    def _make_way(self, connections: Sequence[Connection]) -> None:
-        if any(connection.ended for connection in connections):
-            return  # one is on its way out
-        waiting = [connection for connection in connections if connection.phase in ("head", "idle", "linger")]
-        crowd = Counter(connection.remote for connection in waiting)
-        waiting.sort(key=lambda connection: (-crowd[connection.remote], connection.since))
-        self._evict(waiting or self._stalled(connections))
-
-    def _stalled(self, connections: Iterable[Connection]) -> list[Connection]:
-        """Those whose client takes nothing of its answer, the longest first."""
-        before = time.monotonic() - _STALLED_SECONDS
-        stalled = [
-            connection
-            for connection in connections
-            if connection.phase == "write" and connection.since < before and not connection.ended
-        ]
-        return sorted(stalled, key=lambda connection: connection.since)
-
-    def _evict(self, candidates: Iterable[Connection]) -> bool:
-        evicted = any(connection.end() for connection in candidates)
-        with self._lock:
-            self._evicted += evicted
-        return evicted
-
-    def _reap(self) -> None:
-        now = time.monotonic()
-        for connection in self._open():
-            if now >= connection.deadline:
-                slow = connection.phase in ("head", "write")
-                if connection.end() and slow:
-                    with self._lock:
-                        self._timed_out += 1
-
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, now: float) -> bool:
+        """False when nobody is waiting."""
         try:
             sock, address = listener.accept()
+            sock.setblocking(True)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except BlockingIOError:
-            return  # it hung up before we came
+            return False
         except OSError as error:
             self._log_fault(f"cannot accept a connection: {error}")
             time.sleep(0.05)  # out of file descriptors: the listener stays ready
-            return
-        try:
-            sock.setblocking(True)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            handshake = None
-            context = self._web_config.current().tls if self._web_config else None
-            if context:
-                sock = secure = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-                handshake = secure.do_handshake
-        except OSError:
-            sock.close()
-            return
-        self._begin(Connection(sock, address[0].removeprefix("::ffff:"), self._limits, handshake))
+            return False
+        if len(self._newcomers) >= self._limits.newcomers:
+            victim = first_to_go(self._newcomers.values())[0]
+            self._no_longer_new(victim.sock.fileno()).sock.close()
+            self._crowd.note(evicted=1)
+        self._newcomers[sock.fileno()] = Newcomer(sock, address[0].removeprefix("::ffff:"), now)
+        self._poll.register(sock.fileno(), select.POLLIN)
+        self._crowd.note(accepted=1)
+        return True
 
-    def _begin(self, connection: Connection) -> None:
+    def _no_longer_new(self, descriptor: int) -> Newcomer:
+        self._poll.unregister(descriptor)
+        return self._newcomers.pop(descriptor)
+
+    def _dismiss_silent(self, now: float) -> None:
+        before = now - self._limits.head_seconds
+        for descriptor, newcomer in tuple(self._newcomers.items()):
+            if newcomer.since > before:
+                return
+            self._no_longer_new(descriptor).sock.close()
+            self._crowd.note(timed_out=1)
+
+    def _begin(self, newcomer: Newcomer) -> None:
+        sock, handshake = newcomer.sock, None
+        context = self._web_config.current().tls if self._web_config else None
+        if context:
+            try:
+                sock = secure = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            except OSError:
+                newcomer.sock.close()  # it has hung up
+                return
+            handshake = secure.do_handshake
+        deadline = newcomer.since + self._limits.head_seconds
+        connection = Connection(sock, newcomer.remote, deadline, self._limits, handshake)
+        self._crowd.enter(connection)
         thread = threading.Thread(target=self._serve, args=(connection,), name="web-client", daemon=True)
-        with self._lock:
-            self._connections.add(connection)
-            self._accepted += 1
         default = threading.stack_size(_STACK_BYTES)
         try:
             thread.start()
         except RuntimeError as error:  # no more threads
             self._log_fault(str(error))
-            self._forget(connection)
+            self._crowd.leave(connection)
         finally:
             threading.stack_size(default)
 
@@ -212,53 +179,30 @@ class Server:
     def _serve(self, connection: Connection) -> None:
         try:
             for request in connection.requests():
-                response = self._answer(request)
-                self._make_room(len(response.body))
-                self._record(response.status)
-                connection.send(response)
+                policy = self._web_config.current() if self._web_config else None
+                refusal = policy.refusal(request) if policy else None
+                with self._crowd.answering():
+                    response = refusal or self._answer(request)
+                    self._crowd.note_request(response.status)
+                    connection.send(policy.with_headers(response) if policy else response)
+                    del response
         except Refused as refused:
-            self._record(refused.status)
+            self._crowd.note_request(refused.status)
             with suppress(OSError):
                 connection.refuse(text(refused.status, str(refused)))
         except OSError as error:
             log.debug("%s: %s", connection.remote, error)
         finally:
-            self._forget(connection)
+            self._crowd.leave(connection)
 
     def _answer(self, request: Request) -> Response:
-        policy = self._web_config.current() if self._web_config else None
         if request.method not in ("GET", "HEAD"):
-            response = text(405, "only GET and HEAD", ("Allow", "GET, HEAD"))
-        else:
-            response = (policy and policy.refusal(request)) or self._handled(request)
-        return policy.with_headers(response) if policy else response
-
-    def _handled(self, request: Request) -> Response:
+            return text(405, "only GET and HEAD", ("Allow", "GET, HEAD"))
         try:
             return self._handler(request)
         except Exception as error:  # noqa: BLE001 -- one page's bug must not take the others down
             self._log_fault(f"{request.path}: {type(error).__name__}: {error}", error)
             return text(500, "internal error; the exporter's log says more")
-
-    def _make_room(self, size: int) -> None:
-        """Keep what clients have asked for and do not read from filling the memory."""
-        while True:
-            connections = [connection for connection in self._open() if not connection.ended]
-            unsent = sum(connection.unsent for connection in connections)
-            if unsent + size <= self._limits.unsent_bytes or not self._evict(self._stalled(connections)):
-                return
-
-    def _record(self, status: int) -> None:
-        with self._lock:
-            self._requests[status] += 1
-
-    def _forget(self, connection: Connection) -> None:
-        connection.close()
-        with self._lock:
-            full = len(self._connections) >= self._limits.connections
-            self._connections.discard(connection)
-            if full and self._wakeup >= 0:
-                os.eventfd_write(self._wakeup, 1)
 
     def _log_fault(self, fault: str, error: Exception | None = None) -> None:
         """Once per change."""

@@ -172,7 +172,8 @@ class _Section:
                 raise self.bad(key, f"not supported; supported are {', '.join(known)}")
 
     def bad(self, key: str, reason: str) -> ConfigError:
-        return ConfigError(f"{self.path}: {self._name}{'.' if self._name else ''}{key}: {reason}")
+        shown = key if key.isprintable() else repr(key)
+        return ConfigError(f"{self.path}: {self._name}{'.' if self._name else ''}{shown}: {reason}")
 
     def empty(self) -> bool:
         return not self.values
