@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, NoReturn, TextIO
 
 from gpuhost_exporter import __version__
 from gpuhost_exporter.config import (
@@ -21,27 +24,85 @@ from gpuhost_exporter.config import (
     positive_seconds,
 )
 from gpuhost_exporter.errors import ConfigError
+from gpuhost_exporter.sources.launcher import Launcher
+from gpuhost_exporter.sources.readers import KINDS
+
+_READING = ("serve", "snapshot", "doctor")
+
+
+class _Parser(argparse.ArgumentParser):
+    """No abbreviations, which a later flag would make ambiguous, and one line where argparse prints its usage."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**named, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+class _LogHandler(logging.StreamHandler[TextIO]):
+    """Drops lines while nobody empties the pipe that they go to: a thread that waited there would not read or stop."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if select.select([], [self.stream], [], 0)[1]:
+            super().emit(record)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = options.run
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _open_standard_streams()
+    # Readers share the launcher's memory: it is forked before what they do not need is imported.
+    launcher = Launcher.start(KINDS) if arguments and arguments[0] in _READING else None
     try:
-        return run(options)
+        status = _run(arguments, launcher)
+        sys.stdout.flush()
     except ConfigError as error:
-        print(f"gpuhost-exporter: {error}", file=sys.stderr)
+        print("gpuhost-exporter:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not our failure, and nothing more to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except OSError as error:
+        print(f"gpuhost-exporter: {error}", file=sys.stderr)
+        _discard_output()
+        return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        if launcher:
+            launcher.close()
+    return status
+
+
+def _run(arguments: Sequence[str], launcher: Launcher | None) -> int:
+    try:
+        options = _parser().parse_args(arguments, argparse.Namespace(launcher=launcher))
+    except SystemExit:  # help or version has been printed
+        return 0
+    run: Callable[[argparse.Namespace], int] = options.run
+    return run(options)
+
+
+def _open_standard_streams() -> None:
+    """Whoever starts us with 0, 1 or 2 closed must not have our sockets take their numbers and their output."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path is bytes, and a terminal may know ASCII only
+
+
+def _discard_output() -> None:
+    """Else the interpreter would fail once more at its end, on what is still buffered."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gpuhost-exporter",
         description="Says whether a GPU host delivers the metal that is paid for, and where every GPU-second went.",
     )
@@ -65,12 +126,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--web.config.file",
         dest="web_config",
+        type=_text,
         metavar="FILE",
         help="TLS and basic auth, as for other Prometheus exporters",
     )
     serve.add_argument(
         "--simulate.control",
         dest="control",
+        type=_text,
         metavar="FILE",
         help="where the simulation's control file is kept",
     )
@@ -84,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     _host_options(doctor)
     check = command("check-config", _check_config, "Check configuration files; print what is in force.")
     _host_options(check)
-    check.add_argument("--web.config.file", dest="web_config", metavar="FILE")
+    check.add_argument("--web.config.file", dest="web_config", type=_text, metavar="FILE")
     metrics = command("metrics", _metrics, "The catalogue of metrics as Markdown, or JSON.")
     metrics.add_argument("--json", action="store_true")
     metrics.add_argument("--collectors", action="store_true", help="the table of collectors instead")
@@ -102,27 +165,38 @@ def _parser() -> argparse.ArgumentParser:
     simulate = command("simulate", _simulate, "Change the scenario of a running simulation.")
     simulate.add_argument("scenario")
     simulate.add_argument(
-        "--control", required=True, metavar="FILE", help="the control file that `serve --simulate` named"
+        "--control", required=True, type=_text, metavar="FILE", help="the control file that `serve --simulate` named"
     )
     forget = command("forget", _forget, "Drop a device that is gone for good from the learned inventory.")
     forget.add_argument(
         "device",
         help="a GPU's uuid, a drive's serial, an array or a port, as gpuhost_inventory_missing names it",
     )
-    forget.add_argument("--storage.path", dest="storage", metavar="DIR")
+    forget.add_argument("--storage.path", dest="storage", type=_text, metavar="DIR")
     return parser
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a text, got ''")
+    return text
 
 
 def _host_options(parser: argparse.ArgumentParser) -> None:
     from gpuhost_exporter.collectors import ALL
 
-    parser.add_argument("--config.file", dest="config", metavar="FILE", help="TOML")
+    parser.add_argument("--config.file", dest="config", type=_text, metavar="FILE", help="TOML")
     parser.add_argument(
-        "--simulate", metavar="HOST[:SCENARIO]", help="a simulated host in place of this one, marked as such"
+        "--simulate",
+        type=_text,
+        metavar="HOST[:SCENARIO]",
+        help="a simulated host in place of this one, marked as such",
     )
-    parser.add_argument("--path.procfs", dest="procfs", metavar="DIR")
-    parser.add_argument("--path.sysfs", dest="sysfs", metavar="DIR")
-    parser.add_argument("--storage.path", dest="storage", metavar="DIR", help="learned inventory and kernel log cursor")
+    parser.add_argument("--path.procfs", dest="procfs", type=_text, metavar="DIR")
+    parser.add_argument("--path.sysfs", dest="sysfs", type=_text, metavar="DIR")
+    parser.add_argument(
+        "--storage.path", dest="storage", type=_text, metavar="DIR", help="learned inventory and kernel log cursor"
+    )
     parser.add_argument("--log.level", dest="level", choices=LOG_LEVELS)
     for collector in ALL:
         parser.add_argument(
@@ -136,6 +210,7 @@ def _host_options(parser: argparse.ArgumentParser) -> None:
 def _settings(options: argparse.Namespace) -> Settings:
     """The configuration file with the flags over it."""
     from gpuhost_exporter.collectors import ALL
+    from gpuhost_exporter.sim.control import parse_target
 
     names = tuple(collector.name for collector in ALL)
     settings = load(options.config, names) if options.config else Settings()
@@ -156,16 +231,20 @@ def _settings(options: argparse.Namespace) -> Settings:
         if chosen is not None:
             collectors[name] = replace(collectors.get(name, CollectorSettings()), enabled=chosen)
     settings = replace(settings, collectors=collectors)
-    for folder in (settings.procfs, settings.sysfs):
+    for key, folder in (("procfs", settings.procfs), ("sysfs", settings.sysfs)):
         if not os.path.isdir(folder):
-            raise ConfigError(f"{folder}: no such folder; expected a proc or sys file system")
+            raise ConfigError(f"path.{key}: {folder}: no such folder; expected a {key.removesuffix('fs')} file system")
+    if settings.simulate:
+        parse_target(settings.simulate)
     return settings
 
 
 def _log(level: str) -> None:
     # systemd's journal brings its own time stamps.
     stamp = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
-    logging.basicConfig(level=level.upper(), format=f"{stamp}%(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=level.upper(), format=f"{stamp}%(levelname)s %(message)s", handlers=[_LogHandler(sys.stderr)]
+    )
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -173,7 +252,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     _log(settings.log_level)
-    return serve(settings)
+    return serve(settings, options.launcher)
 
 
 def _snapshot(options: argparse.Namespace) -> int:
@@ -182,7 +261,7 @@ def _snapshot(options: argparse.Namespace) -> int:
     timeout = positive_seconds(options.timeout)
     settings = _settings(options)
     _log("error" if options.level is None else options.level)
-    return snapshot(settings, timeout, as_json=options.json)
+    return snapshot(settings, options.launcher, timeout, as_json=options.json)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -190,20 +269,27 @@ def _doctor(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     _log("error" if options.level is None else options.level)
-    return doctor(settings)
+    return doctor(settings, options.launcher)
 
 
 def _check_config(options: argparse.Namespace) -> int:
     from gpuhost_exporter.targets import Targets
+    from gpuhost_exporter.web.listen import parse_address
     from gpuhost_exporter.web.webconfig import WebConfig
 
     settings = _settings(options)
     Targets.load(settings.target)
     if settings.web_config_file:
         WebConfig.load(settings.web_config_file)
-    for name in ("listen_addresses", "web_config_file", "procfs", "sysfs", "log_level", "nvml_call_timeout"):
-        print(f"{name.replace('_', ' ')}: {getattr(settings, name)}")
+    for address in settings.listen_addresses:
+        parse_address(address)
+    print(f"listen addresses: {', '.join(settings.listen_addresses)}")
+    print(f"web configuration file: {settings.web_config_file or 'none'}")
+    print(f"procfs: {settings.procfs}")
+    print(f"sysfs: {settings.sysfs}")
     print(f"storage path: {settings.storage_path or default_storage_path(os.environ)}")
+    print(f"log level: {settings.log_level}")
+    print(f"NVML call timeout: {settings.nvml_call_timeout:g} s")
     off = [name for name, chosen in settings.collectors.items() if chosen.enabled is False]
     print(f"collectors off: {', '.join(off) or 'none'}")
     return 0

@@ -25,6 +25,7 @@ storage_good_bytes_per_second = 14e9
 from __future__ import annotations
 
 import os
+import reprlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -89,7 +90,7 @@ def load(path: str, collector_names: tuple[str, ...]) -> Settings:
             document = tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of 5000 digits, a thousand brackets
         raise ConfigError(f"{path}: not TOML: {error}") from error
     return parse(document, path, collector_names)
 
@@ -165,19 +166,19 @@ class _Reader:
     path: str
 
     def error(self, key: str, expected: str, value: object) -> ConfigError:
-        return ConfigError(f"{self.path}: {key}: expected {expected}, got {value!r}")
+        return ConfigError(f"{self.path}: {key}: expected {expected}, got {reprlib.repr(value)}")
 
     def table(self, value: Any, key: str, known: tuple[str, ...] | None) -> Mapping[str, Any]:
         if not isinstance(value, dict):
             raise self.error(key, "a table", value)
         for name in value:
             if known is not None and name not in known:
-                where = f"{key}.{name}" if key else name
+                where = f"{key}.{name[:80]}" if key else name[:80]
                 raise ConfigError(f"{self.path}: unknown key {where}; known here: {', '.join(known)}")
         return value
 
     def string(self, value: Any, key: str) -> str:
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or "\0" in value:
             raise self.error(key, "a text", value)
         return value
 
