@@ -20,13 +20,13 @@ from gpuhost_exporter.config import Settings, default_runtime_path, default_stor
 from gpuhost_exporter.errors import ConfigError, Gone, Hung, SourceError, Unavailable
 from gpuhost_exporter.exposition import BUILD, SIMULATED, Exposition
 from gpuhost_exporter.host import Host
+from gpuhost_exporter.latest import Rates
 from gpuhost_exporter.runner import Runner
 from gpuhost_exporter.sources import linux, pipe
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLog
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.nvml.client import NvmlClient
-from gpuhost_exporter.sources.readers import KINDS
 from gpuhost_exporter.sources.runtime import Runtime
 from gpuhost_exporter.sources.state import State
 from gpuhost_exporter.sources.udev import UdevWatcher
@@ -49,11 +49,11 @@ class Simulation:
 class App:
     """A host with its readers and collectors. Build it before any thread starts; close it whatever happens."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, launcher: Launcher) -> None:
         self.settings = settings
         self.clock = SystemClock()
         targets = Targets.load(settings.target)
-        self.launcher = Launcher.start(KINDS)
+        self.launcher = launcher
         self._simulation: Simulation | None = None
         self._sockets: list[pipe.Pipe] = []
         self._stopping = False
@@ -190,20 +190,22 @@ class App:
             self.host.kernel_log.put(answer)
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, launcher: Launcher) -> int:
     """Run until a signal ends it. Raises ConfigError when it cannot begin."""
+    from gpuhost_exporter.status import RATED
     from gpuhost_exporter.web.routes import Routes
     from gpuhost_exporter.web.server import Server
 
     linux.name_process("gpuhost-exporter")
     signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
-    app = App(settings)
+    app = App(settings, launcher)
     try:
+        rates = Rates(RATED)
         routes = Routes(
             metrics=app.exposition.render,
             healthy=lambda: _healthy(app),
             ready=lambda: _ready(app),
-            page=lambda nonce: _page(app, nonce),
+            page=lambda nonce: _page(app, rates, nonce),
         )
         server = Server(settings.listen_addresses, routes, settings.web_config_file)
         runtime = Runtime(default_runtime_path(os.environ))
@@ -249,8 +251,11 @@ def _ready(app: App) -> tuple[bool, str]:
     return (False, "not polled yet: " + ", ".join(waiting)) if waiting else (True, "every collector has polled")
 
 
-def _page(app: App, nonce: str) -> bytes:
+def _page(app: App, rates: Rates, nonce: str) -> bytes:
     from gpuhost_exporter.status import build
     from gpuhost_exporter.web.page import render
 
-    return render(build([*app.runner.samples(), *app.own_samples()]), nonce)
+    now = app.clock.now()
+    snapshots = [(snapshot.at, snapshot.samples) for task in app.runner.tasks if (snapshot := task.fresh(now))]
+    status = build([*app.runner.samples(), *app.own_samples()], rates.look(snapshots))
+    return render(status, nonce)

@@ -24,6 +24,7 @@ from gpuhost_exporter.config import (
     positive_seconds,
 )
 from gpuhost_exporter.errors import ConfigError
+from gpuhost_exporter.sources import linux
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.readers import KINDS
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     _open_standard_streams()
     # Readers share the launcher's memory: it is forked before what they do not need is imported.
+    linux.limit_arenas()
     launcher = Launcher.start(KINDS) if arguments and arguments[0] in _READING else None
     try:
         status = _run(arguments, launcher)

@@ -9,15 +9,16 @@ from gpuhost_exporter.app import App
 from gpuhost_exporter.collectors import ALL
 from gpuhost_exporter.config import Settings
 from gpuhost_exporter.runner import Task
+from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.status import build
 from gpuhost_exporter.table import render, table
 
 _GPM_WINDOW = 1.2  # a ratio needs two looks
 
 
-def snapshot(settings: Settings, timeout: float, *, as_json: bool) -> int:
+def snapshot(settings: Settings, launcher: Launcher, timeout: float, *, as_json: bool) -> int:
     """Print what the host tells within the timeout. 1 when nothing could be read at all."""
-    app = App(settings)
+    app = App(settings, launcher)
     try:
         app.start()
         _wait(app, timeout)
@@ -42,9 +43,9 @@ def snapshot(settings: Settings, timeout: float, *, as_json: bool) -> int:
         app.close()
 
 
-def doctor(settings: Settings) -> int:
+def doctor(settings: Settings, launcher: Launcher) -> int:
     """Print a line a collector. 1 when one of them fails for a reason that somebody can mend."""
-    app = App(settings)
+    app = App(settings, launcher)
     try:
         app.start()
         _wait(app, 5.0)

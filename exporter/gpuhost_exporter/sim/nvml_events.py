@@ -12,7 +12,7 @@ import pynvml
 from gpuhost_exporter.sim.nvml_library import Library
 
 _SET_ADDRESS = 0x7F40_0000_0000
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS = 0.5  # looking stands for a wait in the driver, which costs nothing
 _WHOLE_GPU = 0xFFFFFFFF
 _SUPPORTED = (
     pynvml.nvmlEventTypeSingleBitEccError

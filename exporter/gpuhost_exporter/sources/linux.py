@@ -25,6 +25,7 @@ _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
+_M_ARENA_MAX = -8
 _CAPABILITY_VERSION_3 = 0x20080522
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
@@ -44,6 +45,13 @@ def die_with_parent(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
+
+
+def limit_arenas() -> None:
+    """Have glibc share two heaps among all threads. By default each of dozens of threads gets its own, unused."""
+    mallopt = getattr(_libc(), "mallopt", None)  # musl has none, and no need of it
+    if mallopt:
+        mallopt(_M_ARENA_MAX, 2)
 
 
 def name_process(name: str) -> None:

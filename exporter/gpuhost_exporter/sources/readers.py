@@ -1,4 +1,7 @@
-"""What runs in the forked readers, and which capabilities each may keep."""
+"""What runs in the forked readers, and which capabilities each may keep.
+
+Imported here, before the fork, is what small readers share; what is large and one reader's own, it imports itself.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from typing import Any
 from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.errors import SourceError
 from gpuhost_exporter.sources import linux
+from gpuhost_exporter.sources.files import Root
+from gpuhost_exporter.sources.kmsg import KernelLogReader
 from gpuhost_exporter.sources.launcher import ReaderKind
 from gpuhost_exporter.sources.nvml.marks import MarkWriter
 from gpuhost_exporter.sources.pipe import Pipe, recv_request, send_answer
@@ -70,9 +75,6 @@ def kernel_log(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _
 
     An answer is a tuple of readings, or a SourceError when the log cannot be read.
     """
-    from gpuhost_exporter.sources.files import Root
-    from gpuhost_exporter.sources.kmsg import KernelLogReader
-
     pipe = Pipe(sockets[0])
     cursor = arguments["cursor"]
     reader = KernelLogReader(Root(**arguments["root"]), tuple(cursor) if cursor else None)
