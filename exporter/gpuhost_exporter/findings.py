@@ -1,0 +1,300 @@
+"""What is wrong with the host, from its published samples: what, how grave, and what to do about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from gpuhost_exporter import figures
+from gpuhost_exporter.collectors import (
+    driver,
+    fabric,
+    gpu,
+    gpu_health,
+    inventory,
+    mig,
+    nvlink,
+    nvme,
+    pcie,
+    raid,
+    rdma,
+    targets,
+    xid,
+)
+from gpuhost_exporter.latest import Latest
+from gpuhost_exporter.runner import ERRORS, IN_FLIGHT, UP
+
+Severity = Literal["critical", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")
+
+_HANGS_SECONDS = 10.0
+_BUSY_RATIO = 0.5
+_HOT_DRIVE_CELSIUS = 70.0
+_NOT_HERE = frozenset({"absent", "unsupported", "unavailable"})
+
+_RESET = "Drain the host, then reset the GPU: nvidia-smi --gpu-reset -i INDEX."
+_POWER_CYCLE = "Drain the host and power-cycle it; if the GPU does not come back, have it exchanged."
+_EXCHANGE = "Drain the host and have the GPU exchanged."
+_FABRIC = "Look at the fabric manager: systemctl status nvidia-fabricmanager, and at SXid lines in the kernel log."
+
+_DRIVER: dict[str, tuple[Severity, str, str]] = {
+    "no_library": ("critical", "NVIDIA's library is not installed", "Install the driver."),
+    "no_gpus": ("critical", "the driver sees no GPU", "Look for the GPUs with lspci, then power-cycle the host."),
+    "no_driver": ("critical", "the driver is not loaded", "Load it: modprobe nvidia; dmesg says why it fails."),
+    "mismatch": ("critical", "library and loaded driver differ in version", "Reload the driver or reboot."),
+    "permission": ("warning", "the device files cannot be opened", "gpuhost-exporter doctor says what to grant."),
+    "released": ("info", "NVML is released by request", "gpuhost-exporter resume takes it up again at once."),
+    "hung": ("critical", "a call into the driver does not return", "Drain the host; if it stays so, reboot."),
+    "stuck": ("critical", "a reader hangs in the driver and cannot be killed", "Drain the host and reboot it."),
+    "crashed": ("warning", "NVIDIA's library crashed its reader", "It is started again; if this repeats, reboot."),
+    "error": ("warning", "the driver cannot be read", "The exporter's log says more."),
+}
+_GPU: dict[str, tuple[Severity, str, str]] = {
+    "lost": ("critical", "lost: it fell off the bus", _POWER_CYCLE),
+    "needs_reset": ("critical", "needs a reset", _RESET),
+    "hung": ("critical", "a call to it does not return", "Drain the host; reset the GPU or reboot."),
+    "missing": ("critical", "missing: it was here and is not listed any more", _POWER_CYCLE),
+    "unreadable": ("warning", "cannot be read", "gpuhost-exporter doctor and the log say why."),
+}
+_RECOVERY: dict[str, str] = {
+    "gpu_reset": _RESET,
+    "node_reboot": "Drain the host and reboot it.",
+    "system_reboot": "Drain the host and reboot it.",
+    "drain_p2p": "End the jobs that use peer access, then reset the GPU.",
+    "drain_and_reset": _RESET,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    severity: Severity
+    subject: str  # "GPU 3", "GPUs 0-7", "md0"; "" for the host
+    message: str
+    action: str  # "" where nothing is to be done
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.message}" if self.subject else self.message
+
+
+@dataclass(frozen=True, slots=True)
+class _GpuFinding:
+    gpu: str
+    severity: Severity
+    message: str
+    action: str
+
+
+def find(latest: Latest) -> tuple[Finding, ...]:
+    """Gravest first. What several GPUs share is said once."""
+    findings = [*_driver(latest), *_merged(_gpus(latest)), *_host(latest), *_storage(latest), *_itself(latest)]
+    return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def ranges(numbers: Iterable[str]) -> str:
+    """0-3, 5."""
+    parts: list[list[int]] = []
+    for number in sorted(int(text) for text in numbers if text.isdecimal()):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ", ".join("-".join(map(str, part)) for part in parts)
+
+
+def _merged(findings: Iterable[_GpuFinding]) -> Iterator[Finding]:
+    same: dict[tuple[Severity, str, str], list[str]] = {}
+    for finding in findings:
+        same.setdefault((finding.severity, finding.message, finding.action), []).append(finding.gpu)
+    for (severity, message, action), gpus in same.items():
+        yield Finding(severity, f"GPU{'s' if len(gpus) > 1 else ''} {ranges(gpus) or gpus[0]}", message, action)
+
+
+def _driver(latest: Latest) -> Iterator[Finding]:
+    state = latest.state(driver.NVML_STATE)
+    expected = latest.value(inventory.GPUS_EXPECTED)
+    if state in _DRIVER:
+        severity, message, action = _DRIVER[state]
+        if state in ("no_library", "no_gpus") and not expected:
+            yield Finding("info", "", "No GPU is expected on this host", "")
+        else:
+            yield Finding(severity, "Driver", message, action)
+    in_flight = latest.value(driver.IN_FLIGHT)
+    if state == "ok" and in_flight is not None and in_flight > _HANGS_SECONDS:
+        message = f"no answer since {figures.seconds(in_flight)}"
+        yield Finding("warning", "Driver", message, "If it stays so, drain the host.")
+    if latest.value(driver.READER_STUCK) and state != "stuck":
+        yield Finding("critical", "Driver", *_DRIVER["stuck"][1:])
+
+
+def _gpus(latest: Latest) -> Iterator[_GpuFinding]:
+    for index, uuid in latest.rows(driver.GPU_UP):
+        state = latest.state(driver.GPU_STATE, index, uuid) or ""
+        if state in _GPU:
+            severity, message, action = _GPU[state]
+            yield _GpuFinding(index, severity, message, action.replace("INDEX", index))
+        for severity, message, action in (
+            *_memory(latest, index, uuid),
+            *_links(latest, index, uuid),
+            *_speed(latest, index, uuid),
+            *_modes(latest, index, uuid),
+        ):
+            yield _GpuFinding(index, severity, message, action)
+    for index, uuid, code in latest.rows(xid.ERRORS):
+        count = latest.value(xid.ERRORS, index, uuid, code)
+        facts = latest.facts(xid.INFO, code)
+        if count and facts.get("severity") in ("critical", "warning"):
+            last = latest.value(xid.LAST, index, uuid, code)
+            at = time.strftime(", last %d %b %H:%M:%S UTC", time.gmtime(last)) if last else ""
+            message = f"XID {code}, {facts['meaning']}: {count:.0f} since the exporter started{at}"
+            yield _GpuFinding(index, "warning", message, "")
+
+
+_Said = Iterator[tuple[Severity, str, str]]
+
+
+def _memory(latest: Latest, *labels: str) -> _Said:
+    action = latest.state(gpu_health.RECOVERY_ACTION, *labels)
+    if action not in (None, "none"):
+        message = f"the driver asks for a recovery: {action.replace('_', ' ')}"
+        yield "critical", message, _RECOVERY.get(action, "Drain the host and do so.").replace("INDEX", labels[0])
+    if latest.value(gpu_health.REMAP_FAILED, *labels):
+        yield "critical", "a broken memory row could not be replaced", _EXCHANGE
+    if latest.value(gpu_health.SRAM_THRESHOLD, *labels):
+        yield "critical", "too many uncorrected SRAM errors", _EXCHANGE
+    if latest.value(gpu_health.REMAP_BANKS, *labels, "none"):
+        yield "warning", "memory banks without a spare row left", "Plan to have the GPU exchanged."
+    if latest.value(gpu_health.REMAP_PENDING, *labels):
+        yield "warning", "a memory row waits to be replaced", f"Reset when convenient: nvidia-smi -r -i {labels[0]}."
+    errors = latest.value(gpu_health.ECC_ERRORS, *labels, "uncorrected")
+    if errors:
+        yield "warning", f"{errors:.0f} uncorrected memory errors since the driver was loaded", "Watch it; test it."
+    if latest.value(gpu_health.ECC_ENABLED, *labels) == 0:
+        yield "warning", "ECC is off: memory errors stay unseen", f"nvidia-smi -e 1 -i {labels[0]}, then reset."
+
+
+def _links(latest: Latest, *labels: str) -> _Said:
+    active, expected = (latest.value(spec, *labels) for spec in (nvlink.ACTIVE, nvlink.EXPECTED))
+    state = latest.state(fabric.STATE, *labels)
+    status = latest.value(fabric.STATUS, *labels)
+    peers = latest.value(nvlink.FALLBACK_PEERS, *labels)
+    if active is not None and expected and active < expected:
+        capacity, full = (
+            figures.rate(latest.value(spec, *labels)) for spec in (nvlink.CAPACITY, targets.NVLINK_BANDWIDTH)
+        )
+        message = f"{active:.0f} of {expected:.0f} NVLinks active, {figures.of(capacity, full)}"
+        yield "critical", message, "Drain the host and reset the GPU; a link that stays down needs service."
+    if state in ("not_started", "in_progress") or status:
+        reason = f"ended with NVML error {status:.0f}" if status else state.replace("_", " ") if state else ""
+        yield "critical", f"no NVLink: registration with the fabric {reason}", _FABRIC
+    elif peers:
+        slower = latest.value(nvlink.SLOWDOWN, *labels)
+        by = f", {slower:.0f} times slower" if slower else ""
+        yield "critical", f"reaches {peers:.0f} other GPUs over PCIe only{by}", _FABRIC
+    found = [finding for finding, value in latest.below(fabric.FINDING, *labels) if value]
+    summary = latest.state(fabric.HEALTH, *labels)
+    if found or summary in ("unhealthy", "limited"):
+        said = ", ".join(name.replace("_", " ") for name in found) or str(summary)
+        yield "critical" if summary == "unhealthy" else "warning", f"the NVLink fabric reports: {said}", _FABRIC
+
+
+def _speed(latest: Latest, *labels: str) -> _Said:
+    reasons = [reason for reason, value in latest.below(gpu.THROTTLE_ACTIVE, *labels) if value]
+    if reasons:
+        cause = "power supply" if reasons == ["hw_power_brake"] else "cooling"
+        yield "warning", f"slowed down now: {', '.join(reasons)}", f"Look at the {cause}."
+    if latest.value(gpu_health.POWER_LIMIT_LOWERED, *labels):
+        limit, default = (
+            figures.watts(latest.value(spec, *labels))
+            for spec in (gpu_health.POWER_LIMIT, gpu_health.POWER_LIMIT_DEFAULT)
+        )
+        action = f"If nobody wants that: nvidia-smi -i {labels[0]} -pl {default.removesuffix(' W')}."
+        yield "warning", f"power limit lowered, {figures.of(limit, default)}", action
+    if latest.value(gpu_health.CLOCKS_LOCKED, *labels):
+        yield "warning", "clocks are locked", f"If nobody wants that: nvidia-smi -i {labels[0]} -rgc."
+    width, most = latest.value(pcie.WIDTH, *labels), latest.value(pcie.WIDTH_MAX, *labels, "link")
+    if width and most and width < most:
+        yield (
+            "warning",
+            f"PCIe runs with {width:.0f} of {most:.0f} lanes",
+            "Have the board reseated or the slot tested.",
+        )
+    generation, best = latest.value(pcie.GENERATION, *labels), latest.value(pcie.GENERATION_MAX, *labels, "link")
+    busy = (latest.value(gpu.UTILIZATION, *labels) or 0.0) > _BUSY_RATIO  # links rest in a lower generation when idle
+    if busy and generation and best and generation < best:
+        yield "warning", f"PCIe runs as generation {generation:.0f} of {best:.0f} under load", "Have the slot tested."
+
+
+def _modes(latest: Latest, *labels: str) -> _Said:
+    if latest.value(gpu_health.PERSISTENCE, *labels) == 0:
+        yield "info", "persistence mode is off", "systemctl enable --now nvidia-persistenced"
+    if latest.value(gpu_health.MIG_ENABLED, *labels):
+        instances = sum(found[:2] == labels for found in latest.rows(mig.MIG_INFO))
+        yield "info", f"partitioned (MIG), {instances} instances", ""
+    if latest.value(targets.PRODUCT_KNOWN, *labels) == 0:
+        yield "info", "product unknown: nothing to measure it against", "Set its targets in the configuration file."
+    users = latest.value(gpu.USERS, *labels)
+    if users and users > 1:
+        yield "info", f"processes of {users:.0f} users", ""
+
+
+def _host(latest: Latest) -> Iterator[Finding]:
+    fatal = sum(value for (_, fatal), value in latest.rows(xid.SXID_ERRORS).items() if fatal == "true")
+    if fatal:
+        yield Finding("warning", "NVSwitch", f"{fatal:.0f} fatal SXid errors since the exporter started", _FABRIC)
+    for kind, device in latest.rows(inventory.MISSING):
+        if kind in ("drives", "arrays", "ports"):
+            forget = f"If it is gone for good: gpuhost-exporter forget {device}."
+            yield Finding("warning", device, "missing: it was here before", forget)
+    for (device, port), up in latest.rows(rdma.UP).items():
+        if not up:
+            yield Finding("info", f"{device} port {port}", "down", "")
+
+
+def _storage(latest: Latest) -> Iterator[Finding]:
+    for (device,), up in latest.rows(raid.UP).items():
+        expected = latest.value(raid.EXPECTED, device)
+        active = latest.value(raid.MEMBERS, device, "active")
+        members = f"{figures.count(active)} of {figures.count(expected)} members active"
+        if not up:
+            yield Finding("critical", device, f"the array does not serve its data: {members}", "Replace the drive.")
+        elif active is not None and expected is not None and active < expected:
+            yield Finding("warning", device, f"runs without redundancy: {members}", "Replace the drive.")
+        action = latest.state(raid.SYNC, device)
+        if action not in (None, "idle", "frozen"):
+            progress = figures.percent(latest.value(raid.PROGRESS, device))
+            yield Finding("info", device, f"{action} under way, {progress} done", "")
+    for (device,), up in latest.rows(nvme.UP).items():
+        if not up:
+            yield Finding("critical", device, "the controller takes no I/O", "Have the drive exchanged.")
+        width, most = latest.value(nvme.WIDTH, device), latest.value(nvme.WIDTH_MAX, device)
+        generation, best = latest.value(nvme.GENERATION, device), latest.value(nvme.GENERATION_MAX, device)
+        if (width and most and width < most) or (generation and best and generation < best):
+            link = f"PCIe {figures.count(generation)} x{figures.count(width)}"
+            full = f"PCIe {figures.count(best)} x{figures.count(most)}"
+            yield Finding("warning", device, f"slow link: {link} instead of {full}", "Have the drive reseated.")
+        hottest = max((value for _, value in latest.below(nvme.TEMPERATURE, device)), default=0.0)
+        if hottest >= _HOT_DRIVE_CELSIUS:
+            yield Finding("warning", device, f"hot: {figures.celsius(hottest)}", "Look at the cooling.")
+
+
+def _itself(latest: Latest) -> Iterator[Finding]:
+    driver_reads = latest.state(driver.NVML_STATE) == "ok"
+    for (name,), up in latest.rows(UP).items():
+        in_flight = latest.value(IN_FLIGHT, name) or 0.0
+        kinds = {kind for kind, count in latest.below(ERRORS, name) if count}
+        if in_flight > _HANGS_SECONDS:
+            message = f"has waited {figures.seconds(in_flight)} for the hardware"
+            yield Finding("warning", f"Collector {name}", message, "")
+        elif "denied" in kinds and not up:
+            yield Finding(
+                "warning", f"Collector {name}", "has no permission", "gpuhost-exporter doctor says what to grant."
+            )
+        elif not up and kinds - _NOT_HERE and (driver_reads or "internal" in kinds):
+            yield Finding("warning", f"Collector {name}", "fails", "gpuhost-exporter doctor and the log say why.")
+    if latest.value(xid.KERNEL_LOG_UP) == 0:
+        message = "cannot be read: errors of GPUs that fell off the bus stay unseen"
+        yield Finding("info", "Kernel log", message, "gpuhost-exporter doctor says what to grant.")
+    if latest.value(inventory.STATE_WRITABLE) == 0:
+        yield Finding("warning", "State directory", "cannot be written", "Look at --storage.path and its disk.")

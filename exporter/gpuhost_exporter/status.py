@@ -1,0 +1,279 @@
+"""The host at a glance, as the status page and `snapshot` show it: a pure function of the published samples.
+
+What is not told is None. Nothing here knows how it is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from gpuhost_exporter.collectors import (
+    block,
+    driver,
+    gpu,
+    gpu_health,
+    machine,
+    nvlink,
+    nvme,
+    raid,
+    rdma,
+    targets,
+    xid,
+)
+from gpuhost_exporter.exposition import BUILD, SIMULATED
+from gpuhost_exporter.findings import Finding, find
+from gpuhost_exporter.latest import Latest, Series
+from gpuhost_exporter.runner import AGE, ERRORS, IN_FLIGHT, UP
+from gpuhost_exporter.specs import Sample, Spec
+
+# Counters whose rates build() takes.
+RATED: tuple[Spec, ...] = (block.READ_BYTES, block.WRITTEN_BYTES, rdma.BYTES)
+
+Verdict = Literal["good", "unknown", "info", "warning", "critical"]
+_NOT_HERE = frozenset({"absent", "unsupported", "unavailable"})
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRow:
+    """Ratios 0-1, bytes, bytes per second (both directions for NVLink), watts, celsius."""
+
+    index: str
+    uuid: str
+    name: str
+    state: str
+    utilization: float | None
+    tensor: float | None
+    memory_bandwidth: float | None
+    memory_bandwidth_target: float | None
+    nvlink_usable: float | None
+    nvlink_target: float | None
+    links_active: float | None
+    links_expected: float | None
+    links: tuple[tuple[int, bool], ...]
+    power: float | None
+    power_limit: float | None
+    temperature: float | None
+    memory_temperature: float | None
+    memory_used: float | None
+    memory_total: float | None
+    throttling: tuple[str, ...] | None
+    xids: float | None  # critical ones and warnings, since the exporter started
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayRow:
+    device: str
+    level: str
+    up: bool
+    members_active: float | None
+    members_expected: float | None
+    doing: str | None  # resync, check, ...; None when idle or not told
+    progress: float | None
+    read: float | None
+    written: float | None
+    size: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DriveRow:
+    device: str
+    model: str
+    up: bool
+    read: float | None
+    written: float | None
+    size: float | None
+    temperature: float | None
+    generation: float | None
+    generation_max: float | None
+    width: float | None
+    width_max: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PortRow:
+    device: str
+    port: str
+    interface: str
+    link_layer: str
+    up: bool
+    rate: float | None
+    received: float | None
+    sent: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorRow:
+    name: str
+    state: Literal["ok", "waiting", "not here", "denied", "failing"]
+    age: float | None
+    in_flight: float | None
+    errors: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    verdict: Verdict
+    headline: str
+    action: str  # what to do first, or nothing
+    simulated: str  # HOST:SCENARIO, empty on a real host
+    findings: tuple[Finding, ...]
+    gpus: tuple[GpuRow, ...]
+    arrays: tuple[ArrayRow, ...]
+    drives: tuple[DriveRow, ...]
+    ports: tuple[PortRow, ...]
+    collectors: tuple[CollectorRow, ...]
+    storage_good: float | None  # what local storage should move under load, bytes per second
+    storage_poor: float | None
+    machine: tuple[str, ...]  # make, processor, kernel, driver, what of it is told
+    version: str
+
+
+def build(samples: Iterable[Sample], rates: Mapping[Series, float] | None = None) -> Status:
+    """`rates`: what the counters of RATED do a second, from Rates.look(); without them rates are not told."""
+    latest = Latest(samples)
+    moved = Latest(Sample(spec, labels, value) for (spec, labels), value in (rates or {}).items())
+    findings = find(latest)
+    gpus = tuple(sorted(_gpus(latest), key=lambda row: (not row.index.isdecimal(), row.index.zfill(4))))
+    verdict, headline, action = _headline(findings, gpus, latest)
+    return Status(
+        verdict=verdict,
+        headline=headline,
+        action=action,
+        simulated=next((labels[0] for labels, value in latest.rows(SIMULATED).items() if value), ""),
+        findings=findings,
+        gpus=gpus,
+        arrays=tuple(_arrays(latest, moved)),
+        drives=tuple(_drives(latest, moved)),
+        ports=tuple(_ports(latest, moved)),
+        collectors=tuple(_collectors(latest)),
+        storage_good=latest.value(targets.STORAGE, "good"),
+        storage_poor=latest.value(targets.STORAGE, "poor"),
+        machine=tuple(_machine(latest)),
+        version=latest.facts(BUILD).get("version", ""),
+    )
+
+
+def _headline(findings: tuple[Finding, ...], gpus: tuple[GpuRow, ...], latest: Latest) -> tuple[Verdict, str, str]:
+    first = findings[0] if findings else None
+    if first and first.severity != "info":
+        return first.severity, str(first), first.action
+    if latest.state(driver.NVML_STATE) == "released" or (first and not gpus):
+        return "info", str(first), first.action if first else ""
+    if gpus and all(row.state == "ok" for row in gpus):
+        return "good", f"All {len(gpus)} GPUs deliver" if len(gpus) > 1 else "The GPU delivers", ""
+    return "unknown", "Nothing is known of the GPUs yet", ""
+
+
+def _gpus(latest: Latest) -> Iterator[GpuRow]:
+    for labels in latest.rows(driver.GPU_UP):
+        index, uuid = labels
+        links = tuple(sorted((int(link), bool(up)) for link, up in latest.below(nvlink.UP, *labels)))
+        reasons = dict(latest.below(gpu.THROTTLE_ACTIVE, *labels))
+        severities = dict(latest.below(xid.EVENTS, *labels))
+        yield GpuRow(
+            index=index,
+            uuid=uuid,
+            name=latest.facts(driver.GPU_INFO, *labels).get("name", ""),
+            state=latest.state(driver.GPU_STATE, *labels) or "unknown",
+            utilization=latest.value(gpu.UTILIZATION, *labels),
+            tensor=latest.value(gpu.TENSOR_ACTIVE, *labels),
+            memory_bandwidth=latest.value(gpu.MEMORY_BANDWIDTH, *labels),
+            memory_bandwidth_target=latest.value(targets.MEMORY_BANDWIDTH, *labels),
+            nvlink_usable=latest.value(nvlink.USABLE, *labels),
+            nvlink_target=latest.value(targets.NVLINK_BANDWIDTH, *labels),
+            links_active=latest.value(nvlink.ACTIVE, *labels),
+            links_expected=latest.value(nvlink.EXPECTED, *labels),
+            links=links,
+            power=latest.value(gpu.POWER, *labels),
+            power_limit=latest.value(gpu_health.POWER_LIMIT, *labels),
+            temperature=latest.value(gpu.TEMPERATURE, *labels, "core"),
+            memory_temperature=latest.value(gpu.TEMPERATURE, *labels, "memory"),
+            memory_used=latest.value(gpu.MEMORY_USED, *labels),
+            memory_total=latest.value(gpu.MEMORY_TOTAL, *labels),
+            throttling=tuple(reason for reason, on in reasons.items() if on) if reasons else None,
+            xids=_sum(severities[severity] for severity in ("critical", "warning") if severity in severities),
+        )
+
+
+def _arrays(latest: Latest, moved: Latest) -> Iterator[ArrayRow]:
+    for (device,), up in latest.rows(raid.UP).items():
+        action = latest.state(raid.SYNC, device)
+        yield ArrayRow(
+            device=device,
+            level=latest.facts(raid.INFO, device).get("level", ""),
+            up=bool(up),
+            members_active=latest.value(raid.MEMBERS, device, "active"),
+            members_expected=latest.value(raid.EXPECTED, device),
+            doing=None if action == "idle" else action,
+            progress=latest.value(raid.PROGRESS, device),
+            read=moved.value(block.READ_BYTES, device),
+            written=moved.value(block.WRITTEN_BYTES, device),
+            size=latest.value(block.SIZE, device),
+        )
+
+
+def _drives(latest: Latest, moved: Latest) -> Iterator[DriveRow]:
+    for (device,), up in latest.rows(nvme.UP).items():
+        namespaces = [namespace for namespace, _ in latest.below(nvme.NAMESPACE_INFO, device)]
+        yield DriveRow(
+            device=device,
+            model=latest.facts(nvme.INFO, device).get("model", ""),
+            up=bool(up),
+            read=_sum(value for name in namespaces if (value := moved.value(block.READ_BYTES, name)) is not None),
+            written=_sum(value for name in namespaces if (value := moved.value(block.WRITTEN_BYTES, name)) is not None),
+            size=_sum(value for name in namespaces if (value := latest.value(block.SIZE, name)) is not None),
+            temperature=max((value for _, value in latest.below(nvme.TEMPERATURE, device)), default=None),
+            generation=latest.value(nvme.GENERATION, device),
+            generation_max=latest.value(nvme.GENERATION_MAX, device),
+            width=latest.value(nvme.WIDTH, device),
+            width_max=latest.value(nvme.WIDTH_MAX, device),
+        )
+
+
+def _ports(latest: Latest, moved: Latest) -> Iterator[PortRow]:
+    for labels, up in latest.rows(rdma.UP).items():
+        facts = latest.facts(rdma.INFO, *labels)
+        yield PortRow(
+            device=labels[0],
+            port=labels[1],
+            interface=facts.get("interface", ""),
+            link_layer=facts.get("link_layer", ""),
+            up=bool(up),
+            rate=latest.value(rdma.RATE, *labels),
+            received=moved.value(rdma.BYTES, *labels, "rx"),
+            sent=moved.value(rdma.BYTES, *labels, "tx"),
+        )
+
+
+def _collectors(latest: Latest) -> Iterator[CollectorRow]:
+    for (name,), up in latest.rows(UP).items():
+        errors = tuple((kind, count) for kind, count in latest.below(ERRORS, name) if count)
+        kinds = {kind for kind, _ in errors}
+        state: Literal["ok", "waiting", "not here", "denied", "failing"] = "failing"
+        if up:
+            state = "ok"
+        elif not kinds:
+            state = "waiting"
+        elif kinds <= _NOT_HERE:
+            state = "not here"
+        elif "denied" in kinds:
+            state = "denied"
+        yield CollectorRow(name, state, latest.value(AGE, name), latest.value(IN_FLIGHT, name), errors)
+
+
+def _machine(latest: Latest) -> Iterator[str]:
+    facts = latest.facts(machine.INFO)
+    yield from filter(None, (f"{facts.get('vendor', '')} {facts.get('product', '')}".strip(), facts.get("processor")))
+    if facts.get("kernel"):
+        yield f"Linux {facts['kernel']}"
+    versions = latest.facts(driver.DRIVER_INFO)
+    if versions.get("driver_version"):
+        yield f"driver {versions['driver_version']}"
+
+
+def _sum(values: Iterable[float]) -> float | None:
+    """None for nothing at all, which is not 0."""
+    told = tuple(values)
+    return sum(told) if told else None
