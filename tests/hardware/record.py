@@ -174,6 +174,8 @@ class Questions:
 
     def _gpm(self, handles: Sequence[Any]) -> None:
         first = [self._sample(handle) for handle in handles]
+        if all(sample is FAILED for sample in first):
+            return
         time.sleep(0.2)  # the library refreshes no faster than each 0.1 s
         for handle, old in zip(handles, first, strict=True):
             new = FAILED if old is FAILED else self._sample(handle)

@@ -25,7 +25,7 @@ def document(request, tmp_path_factory):
         return json.loads(request.param.read_text())
     path = str(tmp_path_factory.mktemp(request.param) / "control.json")
     control.create(path, request.param, "steady", SystemClock())
-    return json.loads(record.record(SimNvml(path, SystemClock()), 2, period=0.15))
+    return json.loads(record.record(SimNvml(path, SystemClock()), 2, period=0.12))
 
 
 @pytest.fixture
