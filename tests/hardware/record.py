@@ -242,7 +242,7 @@ def record(nv: Any, seconds: int, *, period: float = 1.0, simulated: str = "", p
             "simulated": simulated,
             "driver": calls["nvmlSystemGetDriverVersion()"]["last"],
             "nvml": calls["nvmlSystemGetNVMLVersion()"]["last"],
-            "binding": importlib.metadata.version("nvidia-ml-py"),
+            "binding": binding_version(),
             "kernel": platform.release(),
             "python": platform.python_version(),
             "uid": os.geteuid(),
@@ -257,6 +257,14 @@ def record(nv: Any, seconds: int, *, period: float = 1.0, simulated: str = "", p
         "questions": questions.document(),
     }
     return layout(document) + "\n"
+
+
+def binding_version() -> str | None:
+    """nvidia-ml-py's; None for a pynvml.py that was merely copied."""
+    try:
+        return importlib.metadata.version("nvidia-ml-py")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def profiling_admin_only(parameters: Path) -> int | None:

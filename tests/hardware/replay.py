@@ -2,7 +2,8 @@
 
     reader = Reader(Recorded(json.loads(text)), clock, lambda gpu, call: None)
 
-One GPU, the last of the recorded host; a call that was not recorded is missing, as in an old library.
+One GPU, the last of the recorded host; a call that was not recorded is missing, as in an old library. Handles are
+not told apart, so a host with MIG instances cannot be replayed.
 """
 
 from __future__ import annotations

@@ -230,6 +230,12 @@ def test_who_may_profile_is_read_from_the_drivers_parameters(parameters, told, t
     assert record.profiling_admin_only(file) == told
 
 
+def test_a_copied_binding_has_no_version(monkeypatch):
+    assert re.match(r"\d+\.", record.binding_version())
+    monkeypatch.setattr("sys.path", [])
+    assert record.binding_version() is None
+
+
 def test_the_program_writes_a_simulated_host_and_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(record, "record", functools.partial(record.record, period=PERIOD))
     out = tmp_path / "out.json"
