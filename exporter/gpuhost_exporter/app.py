@@ -89,6 +89,12 @@ class App:
 
     def start(self) -> None:
         """Start reading. Returns at once."""
+        if self._simulation:
+            log.info(
+                "simulating %s; steer it with: gpuhost-exporter simulate SCENARIO --control %s",
+                self.settings.simulate,
+                self._simulation.control,
+            )
         self.runner.start()
         threading.Thread(target=self._pump_kernel_log, name="kernel-log", daemon=True).start()
         if not self.settings.simulate:
@@ -136,11 +142,6 @@ class App:
             pipe.recv_answer(self._sockets[-1], 30.0)
         except (Gone, Hung) as error:
             raise ConfigError(f"--simulate {target}: the simulator did not start: {error}") from error
-        log.info(
-            "simulating %s; steer it with: gpuhost-exporter simulate SCENARIO --control %s",
-            target,
-            simulation.control,
-        )
         return simulation
 
     def _hardware_changed(self, action: str, subsystem: str, device: str) -> None:
@@ -211,8 +212,8 @@ def serve(settings: Settings, launcher: Launcher) -> int:
         )
         server = Server(settings.listen_addresses, routes, settings.web_config_file)
         runtime = Runtime(default_runtime_path(os.environ))
+        server.start()  # before the collectors: an address that is taken ends it with that one line
         app.start()
-        server.start()
         runtime.write_pid()
         log.info("listening on %s", ", ".join(server.addresses))
         try:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 
 from gpuhost_exporter.app import App
 from gpuhost_exporter.collectors import ALL
+from gpuhost_exporter.collectors.gpu import UTILIZATION_SOURCE
 from gpuhost_exporter.config import Settings
+from gpuhost_exporter.latest import Rates
 from gpuhost_exporter.runner import Task
 from gpuhost_exporter.sources.launcher import Launcher
-from gpuhost_exporter.status import build
+from gpuhost_exporter.specs import Sample
+from gpuhost_exporter.status import RATED, build
 from gpuhost_exporter.table import render, table
-
-_GPM_WINDOW = 1.2  # a ratio needs two looks
 
 
 def snapshot(settings: Settings, launcher: Launcher, timeout: float, *, as_json: bool) -> int:
@@ -21,8 +23,13 @@ def snapshot(settings: Settings, launcher: Launcher, timeout: float, *, as_json:
     app = App(settings, launcher)
     try:
         app.start()
-        _wait(app, timeout)
+        rates = Rates(RATED)
+        until = time.monotonic() + timeout
+        _wait(app, until, 1)
+        rates.look(_snapshots(app))
+        _wait(app, until, 3)
         samples = [*app.runner.samples(), *app.own_samples()]
+        silent = [task.collector.name for task in app.runner.tasks if not task.polls]
         if as_json:
             rows = [
                 {
@@ -32,12 +39,12 @@ def snapshot(settings: Settings, launcher: Launcher, timeout: float, *, as_json:
                 }
                 for sample in samples
             ]
-            print(json.dumps({"simulated": app.host.simulated or None, "samples": rows}, indent=1))
+            document = {"simulated": app.host.simulated or None, "no_answer": silent, "samples": rows}
+            print(json.dumps(document, indent=1))
         else:
-            print(render(build(samples)), end="")
-        for task in app.runner.tasks:
-            if not task.polls:
-                print(f"# {task.collector.name}: no answer within {timeout:g} s", flush=True)
+            print(render(build(samples, rates.look(_snapshots(app)))), end="")
+            for name in silent:
+                print(f"{name}: no answer within {timeout:g} s")
         return 0 if any(task.succeeded for task in app.runner.tasks) else 1
     finally:
         app.close()
@@ -48,7 +55,7 @@ def doctor(settings: Settings, launcher: Launcher) -> int:
     app = App(settings, launcher)
     try:
         app.start()
-        _wait(app, 5.0)
+        _wait(app, time.monotonic() + 5.0, 2)
         tasks = {task.collector.name: task for task in app.runner.tasks}
         rows = []
         for kind in ALL:
@@ -57,8 +64,9 @@ def doctor(settings: Settings, launcher: Launcher) -> int:
                 rows.append((kind.name, "off", "", "switched off by configuration or flag"))
                 continue
             rows.append((kind.name, *_verdict(task)))
-            rows.extend(("", "", "", remark) for remark in task.collector.remarks())
-            if kind.privilege and (task.failure or task.collector.remarks()):
+            remarks = [*task.collector.remarks(), *_profiling(task)]
+            rows.extend(("", "", "", remark) for remark in remarks)
+            if kind.privilege and (task.failure_kind == "denied" or any(text.endswith("denied") for text in remarks)):
                 rows.append(("", "", "", f"granted by: {kind.privilege}"))
         print(table(("collector", "state", "samples", "why"), rows), end="")
         return 1 if any(row[1] in ("denied", "failing", "hung") for row in rows) else 0
@@ -82,11 +90,20 @@ def _verdict(task: Task) -> tuple[str, str, str]:
     return "on", str(count), "" if count else "nothing of this kind found"
 
 
-def _wait(app: App, timeout: float) -> None:
-    """Until every collector has polled, the fast ones twice, or the time is up."""
-    begin = time.monotonic()
-    while time.monotonic() - begin < timeout:
-        settled = all(task.polls > (task.interval <= 1) for task in app.runner.tasks)
-        if settled and time.monotonic() - begin > _GPM_WINDOW:
+def _profiling(task: Task) -> Iterator[str]:
+    """GPUs that answer, but keep their profiling counters to administrators."""
+    for spec, labels, _ in task.snapshot.samples if task.snapshot else ():
+        if spec is UTILIZATION_SOURCE and labels[spec.labels.index("gpm")] == "permission":
+            yield f"GPU {labels[0]}: profiling (GPM): denied"
+
+
+def _wait(app: App, until: float, polls: int) -> None:
+    """Until every collector has polled, those that poll each second so often, or the time is up."""
+    while time.monotonic() < until:
+        if all(task.polls >= (polls if task.interval <= 1 else 1) for task in app.runner.tasks):
             return
-        time.sleep(0.05)
+        time.sleep(0.02)
+
+
+def _snapshots(app: App) -> list[tuple[float, tuple[Sample, ...]]]:
+    return [(task.snapshot.at, task.snapshot.samples) for task in app.runner.tasks if task.snapshot]

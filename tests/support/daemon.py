@@ -7,9 +7,11 @@ import http.client
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,9 +21,19 @@ _LISTENING = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
 
 
 class Daemon:
-    """`gpuhost-exporter serve ARGUMENTS` on a free port, its state below `folder`."""
+    """`gpuhost-exporter serve ARGUMENTS` on a free port, its state below `folder`.
 
-    def __init__(self, folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    `through`: a command that starts it, such as setpriv. `port`: a free one, for a daemon whose log is not told.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        through: Sequence[str] = (),
+        port: int = 0,
+    ) -> None:
         self.folder = folder
         self.log_path = folder / "log"
         self._log = self.log_path.open("wb")
@@ -34,11 +46,12 @@ class Daemon:
             **(environment or {}),
         }
         self.environment = environment
-        command = [sys.executable, "-m", "gpuhost_exporter", "serve", "--web.listen-address=127.0.0.1:0", *arguments]
+        listen = f"--web.listen-address=127.0.0.1:{port}"
+        command = [*through, sys.executable, "-m", "gpuhost_exporter", "serve", listen, *arguments]
         self.process = subprocess.Popen(command, stderr=self._log, stdout=self._log, env=environment)
-        self.port = self._wait_for_port()
+        self.port = self._wait_for_port(port)
 
-    def __enter__(self) -> Daemon:
+    def __enter__(self):
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,12 +72,16 @@ class Daemon:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def _wait_for_port(self) -> int:
+    def _wait_for_port(self, port: int) -> int:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             found = _LISTENING.search(self.log())
             if found:
                 return int(found.group(1))
+            with contextlib.suppress(ConnectionRefusedError):
+                if port:
+                    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+                    return port
             if self.process.poll() is not None:
                 break
             time.sleep(0.02)
