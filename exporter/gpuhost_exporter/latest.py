@@ -11,6 +11,9 @@ from gpuhost_exporter.specs import Sample, Spec
 Series = tuple[Spec, tuple[str, ...]]
 
 
+_READINGS = 4  # of a page that refreshes every 5 s: a mean over 15 s, longer where the collector reads less often
+
+
 class Latest:
     """The samples of one moment."""
 
@@ -47,7 +50,7 @@ class Latest:
 class Rates:
     """Keeps the last readings of some counters, so that a page can show what they do a second."""
 
-    def __init__(self, specs: Iterable[Spec], window: float = 20.0) -> None:
+    def __init__(self, specs: Iterable[Spec], window: float = 60.0) -> None:
         self._specs = frozenset(specs)
         self._window = window
         self._lock = threading.Lock()
@@ -64,7 +67,7 @@ class Rates:
             for at, samples in snapshots:
                 for spec, labels, value in samples:
                     if spec in self._specs:
-                        readings = self._readings[spec, labels] = known.get((spec, labels), deque())
+                        readings = self._readings[spec, labels] = known.get((spec, labels), deque(maxlen=_READINGS))
                         self._add(readings, at, value)
             return {
                 series: (readings[-1][1] - readings[0][1]) / (readings[-1][0] - readings[0][0])

@@ -119,7 +119,7 @@ def test_simulation_and_version_are_told():
 
 def rates_of(*readings):
     """The last look of several at one counter, as (at, value)."""
-    rates = Rates([rdma.BYTES], window=20)
+    rates = Rates([rdma.BYTES], window=60)
     for at, value in readings:
         latest = rates.look([(at, [rdma.BYTES("mlx5_0", "1", "rx", value=value), rdma.UP("mlx5_0", "1")])])
     return list(latest.values())
@@ -134,11 +134,11 @@ def rates_of(*readings):
         ([(10, 100), (15, 600), (15, 600)], [100.0]),
         ([(10, 100), (15, 600), (20, 5)], []),
         ([(10, 100), (15, 600), (20, 5), (25, 55)], [10.0]),
-        ([(0, 0), (10, 1000), (25, 1150)], [10.0]),
+        ([(0, 0), (10, 1000), (20, 1100), (30, 1200), (40, 1300)], [10.0]),
         ([(0, 0), (3600, 1000)], []),
         ([(10, 100), (15, 100)], [0.0]),
     ],
-    ids=["first", "same twice", "two", "unchanged snapshot", "reset", "after reset", "window", "long ago", "idle"],
+    ids=["first", "same twice", "two", "unchanged snapshot", "reset", "after reset", "last four", "long ago", "idle"],
 )
 def test_a_rate_needs_two_readings_of_the_same_run_within_the_window(readings, expected):
     assert rates_of(*readings) == expected
