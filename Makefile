@@ -5,7 +5,7 @@ VENV := .venv
 ADDRESS ?= 127.0.0.1:19400
 SIMULATE ?=
 
-.PHONY: run test test-full bench metrics clean
+.PHONY: run test test-full test-hardware bench metrics clean
 
 run: $(VENV)/.run
 	@test -n "$(SIMULATE)" || test -e /dev/nvidiactl || \
@@ -24,6 +24,10 @@ test: $(VENV)/.dev
 test-full: test
 	$(VENV)/bin/pytest -m "slow and not gpu"
 	$(MAKE) bench
+
+# On a host with a GPU: invariants of what it tells. tests/hardware/README.md says how to record it.
+test-hardware: $(VENV)/.dev
+	$(VENV)/bin/pytest -m gpu -rs tests/hardware
 
 bench: $(VENV)/.dev
 	$(VENV)/bin/python tests/bench/bench.py

@@ -10,15 +10,16 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gpuhost_exporter import __version__
 from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors import ALL
 from gpuhost_exporter.config import Settings, default_runtime_path, default_storage_path
-from gpuhost_exporter.errors import ConfigError, Gone, Hung, SourceError, Unavailable
+from gpuhost_exporter.errors import ConfigError, Gone, Hung
 from gpuhost_exporter.exposition import BUILD, SIMULATED, Exposition
 from gpuhost_exporter.host import Host
 from gpuhost_exporter.latest import Rates
@@ -28,6 +29,7 @@ from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLog
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.nvml.client import NvmlClient
+from gpuhost_exporter.sources.privileged import Job, PrivilegedReader
 from gpuhost_exporter.sources.runtime import Runtime
 from gpuhost_exporter.sources.state import State
 from gpuhost_exporter.sources.udev import UdevWatcher
@@ -57,7 +59,6 @@ class App:
         self.launcher = launcher
         self._simulation: Simulation | None = None
         self._sockets: list[pipe.Pipe] = []
-        self._stopping = False
         self._settling = threading.Timer(0.0, lambda: None)
         linux.keep_capabilities(frozenset())
         try:
@@ -86,6 +87,10 @@ class App:
             raise
         self.exposition = Exposition(self.runner, self.clock, self.own_samples)
         self._udev = UdevWatcher(self._hardware_changed)
+        kernel_log = self.host.kernel_log
+        self._privileged = PrivilegedReader(
+            launcher, (Job("kernel_log", self._kernel_log_arguments, kernel_log.put, kernel_log.fail),)
+        )
 
     def start(self) -> None:
         """Start reading. Returns at once."""
@@ -96,12 +101,13 @@ class App:
                 self._simulation.control,
             )
         self.runner.start()
-        threading.Thread(target=self._pump_kernel_log, name="kernel-log", daemon=True).start()
+        self._privileged.start()
         if not self.settings.simulate:
             self._udev.start()
 
     def close(self) -> None:
-        self._stopping = True
+        if hasattr(self, "_privileged"):
+            self._privileged.stop()
         if hasattr(self, "runner"):
             self.runner.stop()
         self.launcher.close()
@@ -156,40 +162,12 @@ class App:
         self._settling.daemon = True
         self._settling.start()
 
-    def _pump_kernel_log(self) -> None:
-        """Carry the kernel log reader's findings over; start it again, with patience, when it ends."""
-        pause = 1.0
-        waiting = threading.Event()
-        while not self._stopping:
-            ours, theirs = pipe.pair()
-            end = pipe.Pipe(ours)
-            root = self.host.root
-            arguments = {
-                "root": {"proc": root.proc, "sys": root.sys, "dev": root.dev},
-                "cursor": self.host.kernel_log.cursor(self.host.state),
-            }
-            try:
-                self.launcher.spawn("kernel_log", arguments, [theirs])
-                while True:
-                    self._carry(end)
-                    pause = 1.0
-            except (Gone, Unavailable) as error:
-                if self._stopping:
-                    return
-                self.host.kernel_log.fail("unavailable", f"the kernel log reader ended: {error}")
-            end.close()
-            waiting.wait(pause)
-            pause = min(pause * 2, 60.0)
-
-    def _carry(self, end: pipe.Pipe) -> None:
-        try:
-            answer = pipe.recv_answer(end, 3600.0)
-        except Hung:
-            return
-        if isinstance(answer, SourceError):
-            self.host.kernel_log.fail(answer.kind, str(answer))
-        else:
-            self.host.kernel_log.put(answer)
+    def _kernel_log_arguments(self) -> Mapping[str, Any]:
+        root = self.host.root
+        return {
+            "root": {"proc": root.proc, "sys": root.sys, "dev": root.dev},
+            "cursor": self.host.kernel_log.cursor(self.host.state),
+        }
 
 
 def serve(settings: Settings, launcher: Launcher) -> int:

@@ -197,6 +197,18 @@ def test_release_lets_go_of_the_driver_and_resume_takes_it_up(start):
     daemon.wait_until(all_gpus_read, 20)
 
 
+def test_a_privileged_reader_that_ends_is_started_again(start):
+    daemon = start("steady")
+    daemon.wait_until(lambda seen: value(seen, "gpuhost_kernel_log_up") == 1, 10)
+    first = [pid for pid, name in daemon.descendants().items() if name.startswith("gpuhost-privi")]
+    os.kill(first[0], signal.SIGKILL)
+    daemon.wait_until(lambda seen: value(seen, "gpuhost_kernel_log_up") == 0, 10)
+    daemon.wait_until(lambda seen: value(seen, "gpuhost_kernel_log_up") == 1, 10)
+    second = [pid for pid, name in daemon.descendants().items() if name.startswith("gpuhost-privi")]
+    assert len(second) == 1
+    assert first != second
+
+
 def gone(pids, seconds=3.0):
     deadline = time.monotonic() + seconds
     while [pid for pid in pids if os.path.exists(f"/proc/{pid}/fd/0")]:

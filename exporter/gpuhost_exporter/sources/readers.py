@@ -10,11 +10,11 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gpuhost_exporter.clock import SystemClock
-from gpuhost_exporter.errors import SourceError
+from gpuhost_exporter.errors import Gone, SourceError
 from gpuhost_exporter.sources import linux
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLogReader
@@ -25,7 +25,7 @@ from gpuhost_exporter.sources.pipe import Pipe, recv_request, send_answer
 KINDS = {
     # CAP_SYS_ADMIN, where it is held at all: GPM asks for it on some drivers.
     "nvml": ReaderKind("gpuhost_exporter.sources.readers:nvml", frozenset({linux.CAP_SYS_ADMIN})),
-    "kernel_log": ReaderKind("gpuhost_exporter.sources.readers:kernel_log", frozenset({linux.CAP_SYSLOG})),
+    "privileged": ReaderKind("gpuhost_exporter.sources.readers:privileged", frozenset({linux.CAP_SYSLOG})),
     "simulator": ReaderKind("gpuhost_exporter.sources.readers:simulator", frozenset()),
 }
 
@@ -70,12 +70,32 @@ def _forward_events(reader: Any, pipe: Pipe) -> None:
             send_answer(pipe, events)
 
 
-def kernel_log(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _marks: mmap.mmap) -> None:
-    """Send what is new in the kernel log, first what is already in the ring, then as it comes.
+def privileged(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _marks: mmap.mmap) -> None:
+    """A thread a job, so that one which the kernel holds up holds up no other. Ends when the exporter goes."""
+    ended = threading.Event()
+    failures: list[BaseException] = []
 
-    An answer is a tuple of readings, or a SourceError when the log cannot be read.
-    """
-    pipe = Pipe(sockets[0])
+    def run(name: str, sock: socket.socket) -> None:
+        try:
+            JOBS[name](sock, arguments[name])
+        except Gone:
+            pass
+        except BaseException as error:
+            failures.append(error)
+            raise
+        finally:
+            ended.set()
+
+    for name, sock in zip(arguments, sockets, strict=True):
+        threading.Thread(target=run, args=(name, sock), name=name, daemon=True).start()
+    ended.wait()
+    if failures:
+        raise failures[0]
+
+
+def kernel_log(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
+    """Send what is new in the kernel log, first what is already in the ring, then as it comes."""
+    pipe = Pipe(sock)
     cursor = arguments["cursor"]
     reader = KernelLogReader(Root(**arguments["root"]), tuple(cursor) if cursor else None)
     denied: str | None = None
@@ -91,8 +111,11 @@ def kernel_log(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _
                 send_answer(pipe, found)
                 denied = ""
         # Waiting on the pipe as well: the exporter's end closes when it goes.
-        if select.select([sockets[0]], [], [], 1.0 if denied == "" else 30.0)[0]:
+        if select.select([sock], [], [], 1.0 if denied == "" else 30.0)[0]:
             return
+
+
+JOBS: Mapping[str, Callable[[socket.socket, Mapping[str, Any]], None]] = {"kernel_log": kernel_log}
 
 
 def simulator(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _marks: mmap.mmap) -> None:

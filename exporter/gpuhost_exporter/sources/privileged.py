@@ -1,0 +1,74 @@
+"""The exporter's side of the privileged reader: one process with a thread a job, started again when it ends.
+
+A job is told its arguments at each start and sends readings, or a SourceError when it cannot read, as they come.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpuhost_exporter.errors import Gone, Hung, SourceError, Unavailable
+from gpuhost_exporter.sources.launcher import Launcher
+from gpuhost_exporter.sources.pipe import Pipe, pair, recv_answer
+
+_LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`name` as in readers.JOBS. `deliver` gets each answer, `fail` the kind and text of what went wrong."""
+
+    name: str
+    arguments: Callable[[], Mapping[str, Any]]
+    deliver: Callable[[Any], None]
+    fail: Callable[[str, str], None]
+
+
+class PrivilegedReader:
+    def __init__(self, launcher: Launcher, jobs: Sequence[Job]) -> None:
+        self._launcher = launcher
+        self._jobs = tuple(jobs)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="privileged", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def _run(self) -> None:
+        pause = 1.0
+        while not self._stopping.is_set():
+            pipes: dict[int, tuple[Job, Pipe]] = {}
+            theirs = []
+            for job in self._jobs:
+                ours, other = pair()
+                pipes[ours.fileno()] = job, Pipe(ours)
+                theirs.append(other)
+            arguments = {job.name: dict(job.arguments()) for job in self._jobs}
+            try:
+                self._launcher.spawn("privileged", arguments, theirs)
+                while True:
+                    for descriptor in select.select(list(pipes), [], [])[0]:
+                        _carry(*pipes[descriptor])
+                    pause = 1.0
+            except (Gone, Hung, Unavailable) as error:
+                for job, pipe in pipes.values():
+                    pipe.close()
+                    if not self._stopping.is_set():
+                        job.fail("unavailable", f"the privileged reader ended: {error}")
+            self._stopping.wait(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def _carry(job: Job, pipe: Pipe) -> None:
+    answer = recv_answer(pipe, 10.0)
+    if isinstance(answer, SourceError):
+        job.fail(answer.kind, str(answer))
+    else:
+        job.deliver(answer)
