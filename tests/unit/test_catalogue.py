@@ -148,13 +148,12 @@ def test_every_collector_tells_its_own_specs_and_no_others(tmp_path):
     nvml = Simulated(path, clock)
     host = host_of(nvml, tmp_path / "root")
     host.clock, host.kernel_log, host.state = clock, KernelLog(), State(str(tmp_path / "state"))
-    told = {}
-    for kind in ALL:
-        collector = kind(host)
+    subjects = [kind(host) for kind in ALL]
+    for collector in subjects:
         poll(collector, clock.now())
-        clock.time += 1.0  # a ratio needs two looks
-        told[kind.name] = poll(collector, clock.now())
-        assert collector.remarks() == (), kind.name
+    clock.time += 1.0  # a ratio needs two looks, and what joins subjects needs those
+    told = {collector.name: poll(collector, clock.now()) for collector in subjects}
+    assert [collector.remarks() for collector in subjects] == [()] * len(ALL)
     nvml.reader.close()
     assert {name for name, series in told.items() if not series} == {"mig"}
     silent = {
