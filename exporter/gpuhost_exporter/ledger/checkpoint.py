@@ -1,0 +1,194 @@
+"""Checkpoints, found by what a job does: it writes, or copies out of its GPUs, while they stand.
+
+One Watch a job. It is led along the time that is being settled, a few seconds behind the present, and may look at
+everything up to the present: what has begun is known to be a checkpoint, if it is one, before it is booked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gpuhost_exporter.ledger.piece import Piece, Work
+from gpuhost_exporter.ledger.thresholds import Thresholds
+
+Mode = Literal["sync", "async", "remote"]
+UNKNOWN_MOUNT = "unknown"
+_BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D is still taken to write
+_USUAL_SECONDS = 60.0  # what a job writes all the time is learned over so long
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One that is over. `stalled` is the part of its duration for which GPUs stood; `gpu_seconds` what that cost."""
+
+    job: str
+    mount: str
+    mode: Mode
+    started: float
+    seconds: float
+    stalled: float
+    bytes: float
+    gpu_seconds: float
+
+    @property
+    def rate(self) -> float:
+        return self.bytes / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(slots=True)
+class _Episode:
+    """Under observation; a checkpoint once `known`."""
+
+    started: float
+    active: float  # until when it has done something
+    wrote_at: float
+    known: bool = False
+    stalls: list[tuple[float, float]] = field(default_factory=list)
+    stalled: float = 0.0
+    wrote_stalled: float = 0.0
+    wrote_beside: float = 0.0  # while the GPUs worked
+    copied: float = 0.0
+    mounts: dict[str, float] = field(default_factory=dict)
+    gpu_seconds: float = 0.0
+
+
+class Watch:
+    def __init__(self, job: str, limits: Thresholds) -> None:
+        self.job = job
+        self._limits = limits
+        self._episode: _Episode | None = None
+        self._usual = 0.0  # bytes per second that the job writes while it trains
+
+    @property
+    def running_since(self) -> float | None:
+        """When the checkpoint in progress began; None while there is none."""
+        episode = self._episode
+        return episode.started if episode and episode.known else None
+
+    def covers(self, since: float, at: float) -> bool:
+        """Whether the job stood for a checkpoint at some moment of that stretch."""
+        episode = self._episode
+        if episode is None or not episode.known:
+            return False
+        return any(begin < at and since < end for begin, end in episode.stalls)
+
+    def cost(self, gpu_seconds: float) -> None:
+        """Time that was booked to the checkpoint in progress."""
+        if self._episode:
+            self._episode.gpu_seconds += gpu_seconds
+
+    def advance(
+        self, since: float, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]
+    ) -> Checkpoint | None:
+        """Go on from one moment to the next. `pieces`: of each GPU of the job, up to the present; `works`: of the job.
+
+        Returns the checkpoint that ended.
+        """
+        limits = self._limits
+        if at <= since:
+            return None
+        gpus = standing = copying = 0
+        for of_gpu in pieces:
+            here = [piece for piece in of_gpu if piece.since < at and since < piece.at]
+            gpus += bool(here)
+            if any(piece.idle > limits.gap_ratio or piece.spinning for piece in here):
+                standing += 1
+            if any(piece.copying for piece in here):
+                copying += 1
+        wrote = _bytes(works, since, at, lambda work: work.wrote)
+        writing = wrote >= (limits.write_bytes_per_second + self._usual) * (at - since)
+        blocked = any(work.writer_blocked for work in works if work.since < at and since < work.at)
+        stands = gpus > 0 and 2 * standing >= gpus
+        copies = gpus > 0 and 2 * copying >= gpus
+        episode = self._episode
+        if episode is None:
+            if not (stands and (writing or copies)):
+                share = min(1.0, (at - since) / _USUAL_SECONDS)
+                self._usual += (wrote / (at - since) - self._usual) * share
+                return None
+            episode = self._episode = _Episode(started=since, active=at, wrote_at=at)
+            # The window of writes in which it began: what came then is its own, if not usual.
+            early = [work for work in works if work.since < since < work.at]
+            usual = sum(self._usual * (since - work.since) for work in early)
+            episode.wrote_stalled = max(0.0, _bytes(early, 0.0, since, lambda work: work.wrote) - usual)
+        if writing or copies:
+            episode.wrote_at = at
+        held_up = blocked and at - episode.wrote_at < _BLOCKED_SECONDS
+        if stands and (writing or copies or held_up):
+            episode.active = at
+            episode.stalled += at - since
+            _extend(episode.stalls, since, at)
+            episode.wrote_stalled += wrote
+            episode.copied += _copied(pieces, since, at)
+        elif writing:
+            episode.active = at
+            episode.wrote_beside += wrote
+        if wrote:
+            for work in works:
+                if work.since < at and since < work.at and work.wrote:
+                    mount = work.mount or UNKNOWN_MOUNT
+                    episode.mounts[mount] = episode.mounts.get(mount, 0.0) + wrote
+        if not episode.known:
+            episode.known = self._bytes_so_far(episode, at, pieces, works) >= limits.checkpoint_bytes
+        if at - episode.active >= limits.checkpoint_quiet_seconds:
+            self._episode = None
+            return self._closed(episode, bool(works)) if episode.known else None
+        return None
+
+    @staticmethod
+    def _bytes_so_far(episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]) -> float:
+        """With what has come since the moment that is being settled."""
+        later = _bytes(works, at, float("inf"), lambda work: work.wrote)
+        copied = _copied(pieces, at, float("inf"))
+        return max(episode.wrote_stalled + episode.wrote_beside + later, episode.copied + copied)
+
+    def _closed(self, episode: _Episode, told: bool) -> Checkpoint:
+        wrote = episode.wrote_stalled + episode.wrote_beside
+        mode: Mode = "sync"
+        if told and wrote < self._limits.checkpoint_bytes <= episode.copied:
+            mode = "remote"
+        elif episode.wrote_beside > episode.wrote_stalled:
+            mode = "async"
+        # What is still written when the GPUs go on is the end of a window, unless it is most of it.
+        end = episode.active if mode == "async" else episode.stalls[-1][1]
+        mount = max(episode.mounts, key=lambda name: episode.mounts[name], default=UNKNOWN_MOUNT)
+        return Checkpoint(
+            job=self.job,
+            mount=UNKNOWN_MOUNT if mode == "remote" else mount,
+            mode=mode,
+            started=episode.started,
+            seconds=end - episode.started,
+            stalled=episode.stalled,
+            bytes=wrote if wrote >= self._limits.checkpoint_bytes else max(wrote, episode.copied),
+            gpu_seconds=episode.gpu_seconds,
+        )
+
+
+def _bytes(works: Sequence[Work], since: float, at: float, of: Callable[[Work], float]) -> float:
+    """What of it came in that stretch, taken to come evenly in each window."""
+    total = 0.0
+    for work in works:
+        common = min(at, work.at) - max(since, work.since)
+        if common > 0:
+            total += of(work) * common / work.seconds
+    return total
+
+
+def _copied(pieces: Sequence[Sequence[Piece]], since: float, at: float) -> float:
+    total = 0.0
+    for of_gpu in pieces:
+        for piece in of_gpu:
+            common = min(at, piece.at) - max(since, piece.since)
+            if common > 0:
+                total += piece.copied * common / piece.seconds
+    return total
+
+
+def _extend(stalls: list[tuple[float, float]], since: float, at: float) -> None:
+    """Join what adjoins: a checkpoint of an hour is one stretch."""
+    if stalls and stalls[-1][1] >= since:
+        stalls[-1] = (stalls[-1][0], at)
+    else:
+        stalls.append((since, at))

@@ -1,0 +1,245 @@
+"""Where every GPU-second went: each second of each GPU's wall time is booked to exactly one account.
+
+ledger.tick(now, seen)      what was read since the last tick
+ledger.books[uuid].totals   account -> seconds, never going back
+
+Time is booked a few seconds late, when what came after it is known. Time that nobody could tell anything of is
+unknown; while the driver does not answer it is booked so as it passes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from gpuhost_exporter.ledger.book import Book
+from gpuhost_exporter.ledger.checkpoint import Checkpoint, Watch
+from gpuhost_exporter.ledger.classify import Around, free_clock, shares, waits
+from gpuhost_exporter.ledger.piece import HOST, Piece, Usual, Work, jobs_of, of_activity, works
+from gpuhost_exporter.ledger.thresholds import Thresholds
+from gpuhost_exporter.sources.evidence import Evidence
+from gpuhost_exporter.sources.nvml.readings import Activity
+
+HOLD_SECONDS = 4.0  # time is settled so late
+LONGEST_PENDING = 5.0
+_SILENCE_SECONDS = 2.5  # a GPU that has told nothing for so long is unknown
+_EMPTY_SECONDS = 20.0  # one without processes is read every 15 s
+_KEPT_SECONDS = 10.0
+_LOST = frozenset({"lost", "needs_reset", "missing"})
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the host's readers have last told. `states`: uuid -> one of GPU_STATES; `power_limits` in watts."""
+
+    states: Mapping[str, str]
+    activities: Sequence[Activity]
+    evidence: Evidence | None = None
+    power_limits: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Gpu:
+    book: Book
+    present: bool  # some process was there when the ledger began: it is not starting
+    activity: Activity | None = None
+    usual_out: float | None = None
+    latest: Piece | None = None
+    # As of the time that is booked.
+    started: float | None = None  # when the present holder came
+    worked: float = 0.0  # its seconds of tensor work
+    spun: float = 0.0
+    idle_since: float = 0.0
+
+
+@dataclass(slots=True)
+class _Job:
+    watch: Watch
+    works: deque[Work] = field(default_factory=deque)
+
+
+class Ledger:
+    """`spend(at, uuid, account, seconds)` hears of all that is booked."""
+
+    def __init__(self, limits: Thresholds, spend: Callable[[float, str, str, float], None] = lambda *_: None) -> None:
+        self._limits = limits
+        self._spend = spend
+        self._gpus: dict[str, _Gpu] = {}
+        self._jobs: dict[str, _Job] = {}
+        self._evidence_at = float("-inf")
+        self._settled: float | None = None
+
+    @property
+    def books(self) -> dict[str, Book]:
+        return {uuid: gpu.book for uuid, gpu in self._gpus.items()}
+
+    @property
+    def latest(self) -> dict[str, Piece]:
+        """What each GPU told last."""
+        return {uuid: gpu.latest for uuid, gpu in self._gpus.items() if gpu.latest}
+
+    @property
+    def works(self) -> dict[str, Work]:
+        """What each job's processes did last, where that is told."""
+        return {name: job.works[-1] for name, job in self._jobs.items() if job.works}
+
+    def checkpoints_running(self) -> dict[str, float]:
+        """job -> when the checkpoint that it stands for began."""
+        found = {name: job.watch.running_since for name, job in self._jobs.items()}
+        return {name: since for name, since in found.items() if since is not None}
+
+    def tick(self, now: float, seen: Seen) -> list[Checkpoint]:
+        """Take in what was read and book what is old enough. Returns the checkpoints that have ended."""
+        owners = self._take_evidence(seen.evidence)
+        activities = {activity.uuid: activity for activity in seen.activities}
+        for uuid, state in seen.states.items():
+            gpu = self._gpus.get(uuid)
+            if gpu is None:
+                activity = activities.get(uuid)
+                held = activity is not None and activity.processes != ()
+                gpu = self._gpus[uuid] = _Gpu(Book(now), present=held, idle_since=now)
+            self._observe(gpu, now, state, activities.get(uuid), owners, seen.power_limits.get(uuid))
+        for uuid, gpu in self._gpus.items():
+            if uuid not in seen.states:
+                self._tell(gpu, Piece(gpu.book.told, now, state="unknown"))
+        horizon = now - HOLD_SECONDS
+        ended = self._lead_watches(horizon)
+        self._settle(horizon)
+        self._forget(now)
+        return ended
+
+    def _take_evidence(self, evidence: Evidence | None) -> dict[int, str]:
+        if evidence is None:
+            return {}
+        if evidence.at > self._evidence_at and evidence.at > evidence.since:
+            self._evidence_at = evidence.at
+            for name, work in works(evidence, self._limits).items():
+                if name in self._jobs:
+                    self._jobs[name].works.append(work)
+        return jobs_of(evidence)
+
+    def _job(self, name: str) -> _Job:
+        if name not in self._jobs:
+            self._jobs[name] = _Job(Watch(name, self._limits))
+        return self._jobs[name]
+
+    def _observe(
+        self,
+        gpu: _Gpu,
+        now: float,
+        state: str,
+        activity: Activity | None,
+        owners: Mapping[int, str],
+        power_limit: float | None,
+    ) -> None:
+        told = gpu.book.told
+        if state in _LOST:
+            self._tell(gpu, Piece(told, now, state="lost"))
+            gpu.activity = None
+        elif activity is not None and activity.at > told and activity is not gpu.activity:
+            if activity.since > told and gpu.activity and gpu.activity.processes == ():
+                self._tell(gpu, Piece(told, activity.since))
+            since = min(max(gpu.book.told, activity.since), activity.at)
+            piece = of_activity(activity, gpu.activity, since, self._limits, Usual(power_limit, gpu.usual_out))
+            piece = self._owned(piece, activity, owners)
+            if piece.out is not None and piece.working and piece.idle <= self._limits.gap_ratio:
+                gpu.usual_out = piece.out if gpu.usual_out is None else 0.8 * gpu.usual_out + 0.2 * piece.out
+            self._tell(gpu, piece)
+            gpu.activity = activity
+        elif state == "ok" and activity is not None and activity.processes == () and now - activity.at < _EMPTY_SECONDS:
+            self._tell(gpu, Piece(told, now))
+        elif now - told > _SILENCE_SECONDS:
+            self._tell(gpu, Piece(told, now, state="unknown"))
+
+    def _owned(self, piece: Piece, activity: Activity, owners: Mapping[int, str]) -> Piece:
+        """The piece with the jobs whose processes have the GPU."""
+        if not piece.held:
+            return piece
+        names = {owners[process.pid] for process in activity.processes or () if process.pid in owners}
+        jobs = tuple(sorted(names)) or (HOST,)
+        for name in jobs:
+            self._job(name)
+        return replace(piece, jobs=jobs)
+
+    @staticmethod
+    def _tell(gpu: _Gpu, piece: Piece) -> None:
+        gpu.book.tell(piece)
+        if piece.at > piece.since:
+            gpu.latest = piece
+
+    def _lead_watches(self, horizon: float) -> list[Checkpoint]:
+        since, self._settled = self._settled, horizon
+        if since is None:
+            return []
+        ended = []
+        for name, job in self._jobs.items():
+            pieces = [[piece for piece in gpu.book.pending if name in piece.jobs] for gpu in self._gpus.values()]
+            found = job.watch.advance(since, horizon, pieces, tuple(job.works))
+            if found:
+                ended.append(found)
+        return ended
+
+    def _settle(self, horizon: float) -> None:
+        clock = free_clock(self.latest.values())
+        for uuid, gpu in self._gpus.items():
+            for piece in gpu.book.settled(horizon):
+                booked = gpu.book.book(piece, shares(piece, self._around(uuid, gpu, piece, clock), self._limits))
+                for account, seconds in booked.items():
+                    self._spend(piece.at, uuid, account, seconds)
+                self._cost(piece, booked.get("checkpoint", 0.0))
+
+    def _cost(self, piece: Piece, seconds: float) -> None:
+        for name in piece.jobs:
+            watch = self._jobs[name].watch
+            if watch.covers(piece.since, piece.at):
+                watch.cost(seconds)
+                return
+
+    def _around(self, uuid: str, gpu: _Gpu, piece: Piece, clock: float | None) -> Around:
+        """What there is to know about the piece that is booked next; moves the GPU's history on."""
+        limits = self._limits
+        if piece.state == "read" and not piece.held:
+            gpu.present = False
+        starting = self._starting(gpu, piece)
+        following = gpu.book.following()
+        waiting = waits(piece, following is not None and following.spinning, gpu.spun, limits)
+        gpu.spun = gpu.spun + piece.seconds if piece.spinning else 0.0
+        if piece.state != "read" or piece.busy > limits.gap_ratio:
+            gpu.idle_since = piece.at
+        jobs = [self._jobs[name] for name in piece.jobs]
+        around = tuple(work for job in jobs for work in job.works if work.since < piece.at and piece.since < work.at)
+        return Around(
+            works=around,
+            checkpoint=any(job.watch.covers(piece.since, piece.at) for job in jobs),
+            starting=starting,
+            waiting=waiting,
+            idle_for=piece.at - gpu.idle_since,
+            clock=clock,
+            cores=max((work.cores.get(uuid, 0.0) for work in around), default=0.0),
+        )
+
+    def _starting(self, gpu: _Gpu, piece: Piece) -> bool:
+        """Whether the GPU's holder came while the ledger ran and has not done its first tensor work."""
+        limits = self._limits
+        if piece.state != "read" or not piece.held:
+            gpu.started = None
+            return False
+        if gpu.started is None:
+            gpu.started, gpu.worked = piece.since, 0.0
+        if piece.working:
+            gpu.worked += piece.busy * piece.seconds
+        return (
+            not gpu.present
+            and gpu.worked < limits.startup_tensor_seconds
+            and piece.at - gpu.started < limits.idle_limit_seconds
+        )
+
+    def _forget(self, now: float) -> None:
+        for job in self._jobs.values():
+            while job.works and job.works[0].at < now - _KEPT_SECONDS:
+                job.works.popleft()
+        held = {name for gpu in self._gpus.values() for piece in gpu.book.pending for name in piece.jobs}
+        for name, job in list(self._jobs.items()):
+            if name not in held and job.watch.running_since is None:
+                del self._jobs[name]
