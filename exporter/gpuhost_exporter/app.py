@@ -30,6 +30,7 @@ from gpuhost_exporter.sources.kmsg import KernelLog
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.nvml.client import NvmlClient
 from gpuhost_exporter.sources.privileged import Job, PrivilegedReader
+from gpuhost_exporter.sources.processes import Processes
 from gpuhost_exporter.sources.runtime import Runtime
 from gpuhost_exporter.sources.state import State
 from gpuhost_exporter.sources.udev import UdevWatcher
@@ -77,20 +78,20 @@ class App:
                 targets=targets,
                 nvml=nvml,
                 kernel_log=KernelLog(),
+                processes=Processes(self.clock),
                 state=State(storage or self._default_storage()),
                 simulated=settings.simulate or "",
             )
-            self.runner = Runner(tuple(self._collectors()), self.clock)
+            collectors = tuple(self._collectors())
+            self.runner = Runner(collectors, self.clock)
             nvml.on_open = self.runner.hurry  # slow subjects need not wait for their next tick
         except BaseException:
             self.close()
             raise
         self.exposition = Exposition(self.runner, self.clock, self.own_samples)
         self._udev = UdevWatcher(self._hardware_changed)
-        kernel_log = self.host.kernel_log
-        self._privileged = PrivilegedReader(
-            launcher, (Job("kernel_log", self._kernel_log_arguments, kernel_log.put, kernel_log.fail),)
-        )
+        self._privileged = PrivilegedReader(launcher, tuple(self._jobs({each.name for each, _ in collectors})))
+        self.host.processes.connect(lambda request: self._privileged.ask("processes", request))
 
     def start(self) -> None:
         """Start reading. Returns at once."""
@@ -123,6 +124,13 @@ class App:
             chosen = self.settings.collectors.get(kind.name)
             if chosen is None or chosen.enabled is not False:
                 yield kind(self.host), (chosen.interval if chosen else None) or kind.interval
+
+    def _jobs(self, collectors: set[str]) -> Iterator[Job]:
+        """The privileged reader's, with no more privilege than the collectors that run can use."""
+        kernel_log, processes = self.host.kernel_log, self.host.processes
+        yield Job("kernel_log", self._kernel_log_arguments, kernel_log.put, kernel_log.fail)
+        if "ledger" in collectors:
+            yield Job("processes", self._processes_arguments, processes.put, processes.fail)
 
     def _default_storage(self) -> str:
         # A simulated host must not teach the real one's inventory.
@@ -168,6 +176,10 @@ class App:
             "root": {"proc": root.proc, "sys": root.sys, "dev": root.dev},
             "cursor": self.host.kernel_log.cursor(self.host.state),
         }
+
+    def _processes_arguments(self) -> Mapping[str, Any]:
+        root = self.host.root
+        return {"root": {"proc": root.proc, "sys": root.sys, "dev": root.dev}}
 
 
 def serve(settings: Settings, launcher: Launcher) -> int:

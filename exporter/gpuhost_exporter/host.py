@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gpuhost_exporter.sources.files import Root
     from gpuhost_exporter.sources.kmsg import KernelLog
     from gpuhost_exporter.sources.nvml.client import NvmlClient
+    from gpuhost_exporter.sources.processes import Processes
     from gpuhost_exporter.sources.state import State
     from gpuhost_exporter.targets import Targets
 
@@ -25,6 +26,7 @@ class Host:
     targets: Targets
     nvml: NvmlClient
     kernel_log: KernelLog
+    processes: Processes
     state: State
     simulated: str = ""  # HOST:SCENARIO, empty on a real host
     board: Board = field(default_factory=Board)

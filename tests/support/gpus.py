@@ -9,6 +9,7 @@ from gpuhost_exporter.host import Host
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.nvml.client import RESTART_REASONS
 from gpuhost_exporter.sources.nvml.readings import Batch, Driver, Fault, Gpu
+from gpuhost_exporter.sources.processes import Processes
 from gpuhost_exporter.targets import Targets
 from support.fakes import FakeClock
 
@@ -85,6 +86,7 @@ def host_of(nvml, root=None, targets=None):
         targets=Targets.load(targets or {}),
         nvml=nvml,
         kernel_log=None,
+        processes=Processes(FakeClock()),
         state=None,
     )
 

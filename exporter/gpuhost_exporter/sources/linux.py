@@ -12,6 +12,7 @@ import signal
 import struct
 from contextlib import suppress
 
+CAP_DAC_READ_SEARCH = 2
 CAP_SETPCAP = 8
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21

@@ -1,6 +1,7 @@
 """The exporter's side of the privileged reader: one process with a thread a job, started again when it ends.
 
 A job is told its arguments at each start and sends readings, or a SourceError when it cannot read, as they come.
+Some send only when asked: `ask`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from gpuhost_exporter.errors import Gone, Hung, SourceError, Unavailable
 from gpuhost_exporter.sources.launcher import Launcher
-from gpuhost_exporter.sources.pipe import Pipe, pair, recv_answer
+from gpuhost_exporter.sources.pipe import Pipe, pair, recv_answer, send_request
 
 _LONGEST_PAUSE = 60.0
 
@@ -33,6 +34,8 @@ class PrivilegedReader:
         self._launcher = launcher
         self._jobs = tuple(jobs)
         self._stopping = threading.Event()
+        self._asking = threading.Lock()
+        self._pipes: dict[str, Pipe] = {}
         self._thread = threading.Thread(target=self._run, name="privileged", daemon=True)
 
     def start(self) -> None:
@@ -40,6 +43,19 @@ class PrivilegedReader:
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def ask(self, job: str, request: dict[str, Any]) -> bool:
+        """Hand a running job a request; False when there is none now. Do not ask again before the answer: what
+        the job does not read would one day fill its pipe, and this call would wait."""
+        with self._asking:
+            pipe = self._pipes.get(job)
+            if pipe is None:
+                return False
+            try:
+                send_request(pipe, request)
+            except Gone:
+                return False
+            return True
 
     def _run(self) -> None:
         pause = 1.0
@@ -53,11 +69,15 @@ class PrivilegedReader:
             arguments = {job.name: dict(job.arguments()) for job in self._jobs}
             try:
                 self._launcher.spawn("privileged", arguments, theirs)
+                with self._asking:
+                    self._pipes = {job.name: pipe for job, pipe in pipes.values()}
                 while True:
                     for descriptor in select.select(list(pipes), [], [])[0]:
                         _carry(*pipes[descriptor])
                     pause = 1.0
             except (Gone, Hung, Unavailable) as error:
+                with self._asking:
+                    self._pipes = {}
                 for job, pipe in pipes.values():
                     pipe.close()
                     if not self._stopping.is_set():

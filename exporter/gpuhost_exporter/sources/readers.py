@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gpuhost_exporter.clock import SystemClock
@@ -25,7 +26,11 @@ from gpuhost_exporter.sources.pipe import Pipe, recv_request, send_answer
 KINDS = {
     # CAP_SYS_ADMIN, where it is held at all: GPM asks for it on some drivers.
     "nvml": ReaderKind("gpuhost_exporter.sources.readers:nvml", frozenset({linux.CAP_SYS_ADMIN})),
-    "privileged": ReaderKind("gpuhost_exporter.sources.readers:privileged", frozenset({linux.CAP_SYSLOG})),
+    # At most; it keeps only what the jobs that it is given need.
+    "privileged": ReaderKind(
+        "gpuhost_exporter.sources.readers:privileged",
+        frozenset({linux.CAP_SYSLOG, linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH}),
+    ),
     "simulator": ReaderKind("gpuhost_exporter.sources.readers:simulator", frozenset()),
 }
 
@@ -75,9 +80,11 @@ def privileged(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _
     ended = threading.Event()
     failures: list[BaseException] = []
 
+    linux.keep_capabilities(frozenset().union(*(JOBS[name].capabilities for name in arguments)))
+
     def run(name: str, sock: socket.socket) -> None:
         try:
-            JOBS[name](sock, arguments[name])
+            JOBS[name].main(sock, arguments[name])
         except Gone:
             pass
         except BaseException as error:
@@ -115,7 +122,32 @@ def kernel_log(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
             return
 
 
-JOBS: Mapping[str, Callable[[socket.socket, Mapping[str, Any]], None]] = {"kernel_log": kernel_log}
+def processes(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
+    """Answer {"holding": {uuid: [pid, ...]}} with Evidence."""
+    from gpuhost_exporter.sources.follow import Follower
+
+    pipe = Pipe(sock)
+    follower = Follower(Root(**arguments["root"]), SystemClock())
+    while True:
+        request = recv_request(pipe)
+        try:
+            answer: object = follower.look(request["holding"])
+        except SourceError as error:
+            answer = error
+        send_answer(pipe, answer)
+
+
+@dataclass(frozen=True, slots=True)
+class JobKind:
+    main: Callable[[socket.socket, Mapping[str, Any]], None]
+    capabilities: frozenset[int]
+
+
+JOBS: Mapping[str, JobKind] = {
+    "kernel_log": JobKind(kernel_log, frozenset({linux.CAP_SYSLOG})),
+    # /proc/PID/io, environ and fd of others: their owner's alone to open (DAC), and to be traced (PTRACE).
+    "processes": JobKind(processes, frozenset({linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH})),
+}
 
 
 def simulator(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _marks: mmap.mmap) -> None:

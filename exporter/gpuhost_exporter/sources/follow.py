@@ -1,0 +1,263 @@
+"""Following the GPUs' processes: their trees and jobs, and what each did since the last look. Never all of /proc.
+
+    follower.look({"GPU-...": [4711]}) -> Evidence
+
+Each second: every process' io and stat, a holder's children, a few threads' states. Each five: the others' children and
+the job's cgroup.procs. Once: the environment of a holder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from gpuhost_exporter.clock import Clock
+from gpuhost_exporter.errors import Denied, SourceError
+from gpuhost_exporter.sources import cgroups, jobs, procfs, writeback
+from gpuhost_exporter.sources.evidence import Evidence, JobIdentity, ProcessSample, Role
+from gpuhost_exporter.sources.files import Root, optional_text, read_text
+from gpuhost_exporter.sources.process_work import Process
+from gpuhost_exporter.sources.procfs import Io, Stat
+
+MOST_PROCESSES = 512
+SEARCH_SECONDS = 5.0
+THREADS_SECONDS = 30.0  # a thread other than the main one seldom has children
+THREADS_A_LOOK = 8
+MOUNT_BYTES = 32 << 20  # written in one window: worth a look at the open files
+MOUNT_SECONDS = 10.0
+_SLOW_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class _Holder:
+    """Who holds a GPU, and what is known of the job."""
+
+    since: float
+    start: int
+    cgroup_text: str
+    cgroup: str | None  # path in version 2
+    uid: int | None
+    identity: JobIdentity | None
+
+
+class Follower:
+    def __init__(self, root: Root, clock: Clock) -> None:
+        self._root = root
+        self._clock = clock
+        self._environments = jobs.Environments(root)
+        self._counters = writeback.HostCounters(root)
+        self._groups = cgroups.Groups(root)
+        self._processes: dict[int, Process] = {}
+        self._holders: dict[int, _Holder] = {}
+        self._at: float | None = None
+        self._slow_at = float("-inf")
+        self._delays = False
+
+    def look(self, holding: Mapping[str, Iterable[int]]) -> Evidence:
+        """What came of these GPUs' processes since the last call. `holding`: pids by GPU UUID."""
+        now = self._clock.now()
+        since = self._at if self._at is not None else now
+        self._at = now
+        if now - self._slow_at >= _SLOW_SECONDS:
+            self._slow_at = now
+            self._counters.refresh()
+            self._groups.refresh()
+            self._delays = optional_text(f"{self._root.proc}/sys/kernel/task_delayacct") == "1"
+        gpus: dict[int, list[str]] = {}
+        for uuid, pids in holding.items():
+            for pid in pids:
+                gpus.setdefault(pid, []).append(uuid)
+        host = self._counters.look()
+        self._drop(gpus)
+        unseen = tuple(pid for pid in sorted(gpus) if not self._hold(pid, now))
+        self._search(now)
+        told = self._read_all()
+        samples = tuple(self._sample(*each, gpus.get(each[0].pid, ()), now, now - since) for each in told)
+        holders = [(pid, holder.identity) for pid, holder in self._holders.items() if holder.identity is not None]
+        groups = {holder.cgroup: holder.identity for holder in self._holders.values() if holder.cgroup}
+        return Evidence(
+            since=since,
+            at=now,
+            processes=samples,
+            jobs=tuple(identity for _, identity in holders),
+            holders=tuple((pid, place) for place, (pid, _) in enumerate(holders)),
+            cgroups=self._groups.look({path: job.key if job else None for path, job in groups.items()}),
+            host=host,
+            unseen=unseen,
+            left_out=sum(process.left_out for process in self._processes.values()),
+        )
+
+    # Who is to be followed
+
+    def _drop(self, gpus: Mapping[int, object]) -> None:
+        gone = {pid for pid in self._holders if pid not in gpus}
+        for pid in gone:
+            del self._holders[pid]
+        if gone:
+            self._processes = {pid: each for pid, each in self._processes.items() if each.holder not in gone}
+        for pid, start, environment in self._environments.found():
+            holder = self._holders.get(pid)
+            if holder is not None and holder.start == start:
+                holder.identity = jobs.identify(holder.cgroup_text, environment, holder.uid)
+
+    def _hold(self, pid: int, now: float) -> bool:
+        """Follow a holder from now on; False when it is not to be seen."""
+        known = self._processes.get(pid)
+        if known is not None and pid in self._holders:
+            return True
+        try:
+            stat = procfs.parse_stat(read_text(f"{self._root.proc}/{pid}/stat"))
+        except SourceError:
+            return False
+        text = optional_text(f"{self._root.proc}/{pid}/cgroup") or ""
+        uid = jobs.owner(self._root, pid)
+        identity = jobs.identify(text, {}, uid)
+        self._holders[pid] = _Holder(now, stat.start, text, jobs.unified_path(text), uid, identity)
+        self._environments.ask(pid, stat.start)
+        if known is None:
+            self._processes[pid] = Process(pid, pid, now, stat.start)
+        else:
+            known.holder = pid
+        return True
+
+    def _search(self, now: float) -> None:
+        """Find the holders' descendants and companions."""
+        waiting = list(self._processes.values())
+        groups: set[str] = set()
+        while waiting:
+            process = waiting.pop()
+            found: list[int] = []
+            if now - process.searched >= SEARCH_SECONDS:
+                # Spread over the seconds to come, so that not all are due in the same.
+                process.searched = now + (process.pid % 5 if math.isinf(process.searched) else 0)
+                process.left_out = 0
+                process.threads = procfs.threads(self._root, process.pid)
+                found = self._children(process, now)
+                holder = self._holders.get(process.pid)
+                if holder and holder.cgroup and holder.cgroup not in groups:
+                    groups.add(holder.cgroup)
+                    found += self._companions(holder.cgroup, holder.identity)
+            elif process.pid == process.holder:
+                found = self._children_of(process.pid, process.pid)
+            for pid in found:
+                if pid in self._processes:
+                    continue
+                if len(self._processes) >= MOST_PROCESSES:
+                    process.left_out += 1
+                    continue
+                new = Process(pid, process.holder, self._holders[process.holder].since)
+                self._processes[pid] = new
+                waiting.append(new)
+
+    def _children(self, process: Process, now: float) -> list[int]:
+        if now - process.threads_searched < THREADS_SECONDS:
+            return self._children_of(process.pid, process.pid)
+        process.threads_searched = now
+        return [child for thread in process.threads for child in self._children_of(process.pid, thread)]
+
+    def _children_of(self, pid: int, thread: int) -> list[int]:
+        return procfs.parse_pids(optional_text(f"{self._root.proc}/{pid}/task/{thread}/children") or "")
+
+    def _companions(self, cgroup: str, identity: JobIdentity | None) -> list[int]:
+        """All processes of a holder's control group, where that is its job's own: not of a login session's."""
+        return self._groups.members(cgroup) if identity is not None and identity.kind != "user" else []
+
+    # What they did
+
+    def _read_all(self) -> list[tuple[Process, Stat, Io | None]]:
+        """Every process' counters, before any is judged: what ends meanwhile shows in its parent's.
+
+        I/O before stat: a child that is waited for in between is taken off too early, which the next look mends.
+        """
+        told = []
+        ended: dict[int, Process] = {}
+        for process in self._processes.values():
+            folder = f"{self._root.proc}/{process.pid}"
+            try:
+                io = _io(process, folder)
+                stat = procfs.parse_stat(read_text(f"{folder}/stat"))
+            except SourceError:
+                ended[process.pid] = process
+                continue
+            if process.start < 0:
+                process.start = stat.start
+            if process.start == stat.start:
+                told.append((process, stat, io))
+            else:
+                ended[process.pid] = process  # its number is another's now
+        for pid in ended:
+            del self._processes[pid]
+        for process in reversed(ended.values()):
+            if process.parent is not None:
+                parent = self._processes.get(process.parent) or ended.get(process.parent)
+                if parent is not None:
+                    process.bequeath(parent)
+        return told
+
+    def _sample(
+        self, process: Process, stat: Stat, io: Io | None, gpus: Iterable[str], now: float, seconds: float
+    ) -> ProcessSample:
+        work = process.advance(stat, io)
+        role, why = process.role(work, seconds)
+        looked, waiting = self._threads(process, stat, role)
+        done = work.io
+        if done is not None and max(done.written_chars, done.write_bytes) >= MOUNT_BYTES:
+            self._find_mount(process, now)
+        identity = self._holders[process.holder].identity
+        return ProcessSample(
+            pid=process.pid,
+            start=stat.start / procfs.TICKS_PER_SECOND,
+            ppid=stat.ppid,
+            holder=process.holder,
+            gpus=tuple(gpus),
+            role=role,
+            role_evidence=why,
+            job=identity.key if identity else None,
+            comm=stat.comm,
+            state=stat.state,
+            threads=stat.threads,
+            threads_looked=looked,
+            threads_blocked=waiting,
+            cpu_seconds=work.cpu_seconds,
+            blocked_seconds=work.blocked_seconds if self._delays else None,
+            denied=process.denied,
+            read_chars=done.read_chars if done else None,
+            written_chars=done.written_chars if done else None,
+            read_bytes=done.read_bytes if done else None,
+            write_bytes=done.write_bytes if done else None,
+            cancelled_bytes=done.cancelled_bytes if done else None,
+            mount=process.mount.point if process.mount else None,
+            mount_type=process.mount.type if process.mount else None,
+        )
+
+    def _threads(self, process: Process, stat: Stat, role: Role) -> tuple[int, int]:
+        """(looked at, in D): the main thread, those found in D the last time, and the next few in turn."""
+        blocked = [process.pid] if stat.state == "D" else []
+        if role not in ("holder", "writer") or not process.threads:
+            return 1, len(blocked)
+        count = len(process.threads)
+        chosen = set(process.blocked[:THREADS_A_LOOK])
+        chosen.update(process.threads[(process.turn + step) % count] for step in range(min(count, THREADS_A_LOOK)))
+        chosen.discard(process.pid)
+        process.turn = (process.turn + THREADS_A_LOOK) % count
+        for thread in chosen:
+            text = optional_text(f"{self._root.proc}/{process.pid}/task/{thread}/stat") or ""
+            if text.rpartition(")")[2][1:2] == "D":
+                blocked.append(thread)
+        process.blocked = blocked
+        return 1 + len(chosen), len(blocked)
+
+    def _find_mount(self, process: Process, now: float) -> None:
+        if now - process.mount_at >= MOUNT_SECONDS:
+            process.mount_at, process.mount = now, procfs.written_mount(self._root, process.pid)
+
+
+def _io(process: Process, folder: str) -> Io | None:
+    try:
+        io = procfs.parse_io(read_text(f"{folder}/io"))
+    except Denied:
+        process.denied = True
+        return None
+    process.denied = False
+    return io

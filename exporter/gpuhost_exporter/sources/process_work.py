@@ -1,0 +1,130 @@
+"""What one process did between two looks: its own work, not what it inherited; and what it seems to be for.
+
+When a process is waited for, the kernel adds its counters to its parent's. That shows in the parent's count of its
+children's page faults, so it is known when to take them off again; a parent that ignores SIGCHLD gets neither.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from gpuhost_exporter.sources.evidence import Role
+from gpuhost_exporter.sources.procfs import TICKS_PER_SECOND, Io, Mount, Stat
+
+ROLE_SECONDS = 15.0  # what was done so long ago counts a third
+ROLE_BYTES = 16 << 20
+ROLE_CPU_SECONDS = 1.0
+_LAST_CHANCE = 3  # looks after which nobody has waited for a process that ended
+
+
+class Work(NamedTuple):
+    """None: not told, because it was not known before or may not be read."""
+
+    cpu_seconds: float | None
+    blocked_seconds: float | None
+    io: Io | None
+
+
+@dataclass(slots=True)
+class Ended:
+    """What a process left: counters that its parent has from now on, once it has waited for it."""
+
+    faults: int
+    io: Io
+    looks: int = 0
+
+
+@dataclass(slots=True)
+class Process:
+    pid: int
+    holder: int
+    new_since: float  # if it started later, all that it ever did is new
+    start: int = -1  # ticks since boot, -1 until it is read
+    searched: float = float("-inf")
+    threads_searched: float = float("-inf")
+    left_out: int = 0
+    threads: list[int] = field(default_factory=list)
+    blocked: list[int] = field(default_factory=list)  # threads in D at the last look
+    turn: int = 0
+    denied: bool = False
+    mount: Mount | None = None
+    mount_at: float = float("-inf")
+    _stat: Stat | None = None
+    _io: Io | None = None
+    _ended: list[Ended] = field(default_factory=list)
+    _spare_faults: int = 0
+    _owed: Io = field(default_factory=Io)
+    _read: float = 0.0
+    _written: float = 0.0
+    _cpu: float = 0.0
+
+    @property
+    def parent(self) -> int | None:
+        return self._stat.ppid if self._stat else None
+
+    def advance(self, stat: Stat, io: Io | None) -> Work:
+        """Take the counters of now; what came since those before."""
+        before, io_before = self._stat, self._io
+        if before is None and stat.start >= self.new_since * TICKS_PER_SECOND:
+            before, io_before = stat._replace(ticks=0, blocked_ticks=0, reaped_faults=0), Io()
+        self._stat, self._io = stat, io
+        if before is None:
+            return Work(None, None, None)
+        inherited = self._inherited(stat.reaped_faults - before.reaped_faults)
+        return Work(
+            (stat.ticks - before.ticks) / TICKS_PER_SECOND,
+            (stat.blocked_ticks - before.blocked_ticks) / TICKS_PER_SECOND,
+            self._own(io, io_before, inherited) if io is not None and io_before is not None else None,
+        )
+
+    def bequeath(self, parent: Process) -> None:
+        """It has ended: its counters become the parent's as soon as that waits for it."""
+        parent._ended += self._ended
+        if self._stat is not None and self._io is not None:
+            parent._ended.append(Ended(self._stat.faults, self._io))
+
+    def role(self, work: Work, seconds: float) -> tuple[Role, str]:
+        """What it seems to be for, and by which evidence."""
+        fading = math.exp(-seconds / ROLE_SECONDS)
+        self._read *= fading
+        self._written *= fading
+        self._cpu = self._cpu * fading + (work.cpu_seconds or 0.0)
+        if work.io is not None:
+            self._read += max(work.io.read_chars, work.io.read_bytes)
+            self._written += max(work.io.written_chars, work.io.write_bytes)
+        if self.pid == self.holder:
+            return "holder", "nvml"
+        if self._written >= ROLE_BYTES and self._written >= 2 * self._read:
+            return "writer", f"wrote {self._written / 1e6:.0f} MB"
+        if self._read >= ROLE_BYTES:
+            return "loader", f"read {self._read / 1e6:.0f} MB"
+        if self._cpu >= ROLE_CPU_SECONDS:
+            return "loader", f"cpu {self._cpu:.1f} s"
+        return "other", ""
+
+    def _inherited(self, faults: int) -> Io:
+        """Counters of children waited for since the last look, which its own now contain.
+
+        `faults`: by how much its count of their page faults has grown. Some may have been counted a look before.
+        """
+        budget = faults + self._spare_faults
+        total, waiting = Io(), []
+        for ended in self._ended:
+            ended.looks += 1
+            if ended.faults <= budget:
+                budget -= ended.faults
+                total = Io(*map(sum, zip(total, ended.io, strict=True)))
+            elif ended.looks < _LAST_CHANCE:
+                waiting.append(ended)
+        self._ended, self._spare_faults = waiting, min(budget, faults)
+        return total
+
+    def _own(self, io: Io, before: Io, inherited: Io) -> Io:
+        """The growth that is its own. What was taken off too early is owed to the next look."""
+        grown = [
+            now - then - less - owed for now, then, less, owed in zip(io, before, inherited, self._owed, strict=True)
+        ]
+        self._owed = Io(*(max(0, -value) for value in grown))
+        return Io(*(max(0, value) for value in grown))

@@ -1,0 +1,111 @@
+"""What the whole host writes: page cache dirtied and written back, and bytes of the devices.
+
+/proc/vmstat      nr_dirtied 862294\nnr_written 649962     pages since boot
+/proc/diskstats   259 0 nvme0n1 29910 10001 1916626 8694 6838 11751 2346472 4422 ...
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from gpuhost_exporter.errors import Malformed, SourceError
+from gpuhost_exporter.sources.block import SECTOR_BYTES, Field
+from gpuhost_exporter.sources.evidence import DeviceIo, HostIo
+from gpuhost_exporter.sources.files import Root, names, optional_text, read_text
+
+T = TypeVar("T")
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+_NO_DRIVE = re.compile(r"(?:ram|zram|loop|sr|fd|md|dm-|bcache|drbd)\d+\Z")
+_PAGES = re.compile(r"^nr_(dirtied|written) (\d{1,19})$", re.MULTILINE)
+
+
+class Pages(NamedTuple):
+    dirtied_bytes: int
+    written_bytes: int
+
+
+class Drive(NamedTuple):
+    read_bytes: int
+    write_bytes: int
+
+
+def parse_vmstat(text: str) -> Pages:
+    told = {match[1]: int(match[2]) * PAGE_BYTES for match in _PAGES.finditer(text)}
+    try:
+        return Pages(told["dirtied"], told["written"])
+    except KeyError as error:
+        raise Malformed(f"/proc/vmstat: expected nr_{error.args[0]}, got {text[:40]!r}") from error
+
+
+def drive_names(root: Root) -> frozenset[str]:
+    """Disks with no other device below them."""
+    try:
+        return frozenset(name for name in names(f"{root.sys}/block") if not _NO_DRIVE.match(name))
+    except SourceError:
+        return frozenset()
+
+
+def stacked_numbers(root: Root) -> frozenset[str]:
+    """Numbers ("9:0") of arrays, mapped and loop devices: what has other devices below it."""
+    try:
+        stacked = [name for name in names(f"{root.sys}/block") if _NO_DRIVE.match(name)]
+    except SourceError:
+        return frozenset()
+    return frozenset(filter(None, (optional_text(f"{root.sys}/block/{name}/dev") for name in stacked)))
+
+
+def parse_drives(text: str, wanted: frozenset[str]) -> dict[str, Drive]:
+    """Raises Malformed. A namespace and its multipath paths may both be there: only one of them counts, as a rule."""
+    found = {}
+    for line in text.splitlines():
+        words = line.split(None, 3 + Field.WRITTEN_SECTORS + 1)
+        if len(words) < 3 or words[2] not in wanted:
+            continue
+        try:
+            read, written = int(words[3 + Field.READ_SECTORS]), int(words[3 + Field.WRITTEN_SECTORS])
+        except (IndexError, ValueError) as error:
+            raise Malformed(f"/proc/diskstats: expected counters, got {line.strip()[:60]!r}") from error
+        found[words[2]] = Drive(read * SECTOR_BYTES, written * SECTOR_BYTES)
+    return found
+
+
+class HostCounters:
+    """What came since the last look, of the whole host."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._names: frozenset[str] = frozenset()
+        self._pages: Pages | None = None
+        self._drives: dict[str, Drive] = {}
+
+    def refresh(self) -> None:
+        """Look for disks that have come or gone."""
+        self._names = drive_names(self._root)
+
+    def look(self) -> HostIo:
+        pages, before = _told(parse_vmstat, f"{self._root.proc}/vmstat"), self._pages
+        drives = _told(lambda text: parse_drives(text, self._names), f"{self._root.proc}/diskstats") or {}
+        drives_before = self._drives
+        self._pages, self._drives = pages, drives
+        devices = tuple(
+            DeviceIo(name, drive.read_bytes - then.read_bytes, drive.write_bytes - then.write_bytes)
+            for name, drive in drives.items()
+            if (then := drives_before.get(name)) is not None
+        )
+        return HostIo(
+            pages.dirtied_bytes - before.dirtied_bytes if pages and before else None,
+            pages.written_bytes - before.written_bytes if pages and before else None,
+            devices if drives_before else None,
+        )
+
+
+def _told(parse: Callable[[str], T], path: str) -> T | None:
+    try:
+        return parse(read_text(path))
+    except SourceError:
+        return None
