@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpuhost_exporter import __version__
@@ -46,7 +46,7 @@ _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal
 @dataclass(frozen=True, slots=True)
 class Simulation:
     control: str
-    folder: str
+    folder: str  # of its /proc and /sys; empty when they are the machine's own
     temporary: str
 
 
@@ -67,7 +67,8 @@ class App:
             arguments: dict[str, str] = {}
             if settings.simulate:
                 self._simulation = self._simulate(settings.simulate, settings.simulate_control)
-                root = Root.below(self._simulation.folder)
+                if self._simulation.folder:
+                    root = Root.below(self._simulation.folder)
                 arguments = {"simulate": self._simulation.control}
             nvml = NvmlClient(self.launcher, self.clock, arguments, timeout=settings.nvml_call_timeout)
             storage = None if settings.simulate and not settings.storage_path else settings.storage_path
@@ -145,7 +146,8 @@ class App:
         temporary = tempfile.mkdtemp(prefix="gpuhost-simulated-", dir=shared if os.access(shared, os.W_OK) else None)
         simulation = Simulation(control or f"{temporary}/control.json", f"{temporary}/root", temporary)
         if control and os.path.exists(control):
-            simulated.load(control)  # a prepared history, a frozen clock
+            if simulated.load(control).real_roots:  # a prepared history, a frozen clock, only GPUs
+                return replace(simulation, folder="")
         else:
             simulated.create(simulation.control, host, scenario, self.clock)
         ours, theirs = pipe.pair()

@@ -1,9 +1,11 @@
 """The control file that every process of a simulation reads: which host, what happened since when.
 
     {"host": "h100x8", "segments": [{"scenario": "steady", "started_at": 5021.25}], "frozen": null,
-     "boot_id": "1e9d...", "started_wall": 1760000000.0}
+     "boot_id": "1e9d...", "started_wall": 1760000000.0, "real_roots": false}
 
-A switch appends a segment, so that counters go on from where they stood.
+A switch appends a segment, so that counters go on from where they stood. A segment may say otherwise of single GPUs:
+    {"scenario": "steady", "started_at": 5080.5, "gpus": [{"gpu": 0, "pids": [4242], "levels": {"graphics": 0.01}}]}
+With real roots only the GPUs are simulated: /proc and /sys are the machine's own, and so are the processes.
 """
 
 from __future__ import annotations
@@ -12,19 +14,32 @@ import json
 import math
 import os
 import uuid
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from gpuhost_exporter.clock import Clock
 from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.sim import catalogue, scenario
+from gpuhost_exporter.sim.scenario import GpuLevels
 
 DEFAULT_SCENARIO = "steady"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuChange:
+    """What a GPU does in place of what the scenario says."""
+
+    gpu: int
+    pids: tuple[int, ...] | None = None  # who holds it; None: the scenario's processes
+    levels: Mapping[str, float] = field(default_factory=dict)  # by name, as in scenario.GpuLevels
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     scenario: str
     started_at: float  # Clock.now()
+    gpus: tuple[GpuChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +49,7 @@ class Control:
     frozen: float | None  # seconds since the start at which the simulated time stands still
     boot_id: str
     started_wall: float
+    real_roots: bool = False
 
     @property
     def started_at(self) -> float:
@@ -58,7 +74,9 @@ def parse_target(target: str) -> tuple[str, str]:
     return host, name
 
 
-def create(path: str, host: str, scenario: str, clock: Clock, frozen: float | None = None) -> Control:
+def create(
+    path: str, host: str, scenario: str, clock: Clock, frozen: float | None = None, *, real_roots: bool = False
+) -> Control:
     """Start a simulation: write its control file, replacing any that is there."""
     parse_target(f"{host}:{scenario}")
     wall = clock.wall()
@@ -68,6 +86,7 @@ def create(path: str, host: str, scenario: str, clock: Clock, frozen: float | No
         frozen=frozen,
         boot_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{host} {wall!r}")),
         started_wall=wall,
+        real_roots=real_roots,
     )
     _write(path, control)
     return control
@@ -79,6 +98,15 @@ def switch(path: str, scenario: str, clock: Clock) -> Control:
     parse_target(f"{control.host}:{scenario}")
     at = control.started_at + control.elapsed(clock.now())
     control = replace(control, segments=(*control.segments, Segment(scenario, at)))
+    _write(path, control)
+    return control
+
+
+def change(path: str, gpus: Sequence[GpuChange], clock: Clock) -> Control:
+    """Set what single GPUs do and who holds them from now on, in place of what was set before."""
+    control = load(path)
+    at = control.started_at + control.elapsed(clock.now())
+    control = replace(control, segments=(*control.segments, Segment(control.segments[-1].scenario, at, tuple(gpus))))
     _write(path, control)
     return control
 
@@ -106,7 +134,12 @@ def _control(document: object) -> Control:
         raise ConfigError("expected an object")
     try:
         segments = tuple(
-            Segment(_text(segment["scenario"]), _number(segment["started_at"])) for segment in document["segments"]
+            Segment(
+                _text(segment["scenario"]),
+                _number(segment["started_at"]),
+                tuple(_change(each) for each in segment.get("gpus", ())),
+            )
+            for segment in document["segments"]
         )
         frozen = document["frozen"]
         control = Control(
@@ -115,15 +148,28 @@ def _control(document: object) -> Control:
             frozen=None if frozen is None else _number(frozen),
             boot_id=_text(document["boot_id"]),
             started_wall=_number(document["started_wall"]),
+            real_roots=document.get("real_roots") is True,
         )
     except KeyError as error:
         raise ConfigError(f"{error.args[0]} is missing") from error
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise ConfigError(f"segments: {error}") from error
     starts = [segment.started_at for segment in segments]
     if not starts or starts != sorted(starts):
         raise ConfigError("segments must be a list in the order of started_at, with at least one")
     return control
+
+
+def _change(document: Mapping[str, Any]) -> GpuChange:
+    pids, levels = document.get("pids"), document.get("levels", {})
+    unknown = set(levels) - set(GpuLevels._fields)
+    if unknown:
+        raise ConfigError(f"unknown level {min(unknown)!r} of a GPU")
+    return GpuChange(
+        int(_number(document["gpu"])),
+        None if pids is None else tuple(int(_number(pid)) for pid in pids),
+        {name: _number(level) for name, level in levels.items()},
+    )
 
 
 def _text(value: object) -> str:

@@ -216,14 +216,13 @@ class SimNvml(EventCalls, FieldCalls, LinkCalls, ProfilingCalls):
     def nvmlDeviceGetComputeRunningProcesses_v2(self, handle: Any) -> list[Any]:
         found = self._instance(handle)
         state = self._ask(handle) if found is None else self._answer(found[0])
-        if not state.moment.processes:
-            return []
         gpu, used = state.gpu, state.moment.memory_used_bytes
+        pids = self._timeline.pids(gpu.index, state.moment.at)
         if not gpu.mig:
-            return [_process(gpu.pids[0], used, _WHOLE_GPU, _WHOLE_GPU)]
+            return [_process(pid, used // len(pids), _WHOLE_GPU, _WHOLE_GPU) for pid in pids]
         return [
             _process(pid, used * instance.memory_bytes // self._model.memory_bytes, instance.gpu_instance, 0)
-            for pid, instance in zip(gpu.pids, gpu.mig, strict=True)
+            for pid, instance in zip(pids, gpu.mig, strict=False)
             if found is None or found[1] == instance
         ]
 

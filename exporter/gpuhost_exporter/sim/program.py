@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from gpuhost_exporter.sim.hosts import HostSpec
 from gpuhost_exporter.sim.scenario import GpuLevels, HostLevels, Phase, Scenario, is_ratio, moves
@@ -65,7 +65,8 @@ def _amplitude(name: str, level: float, wobble: float) -> float:
 
 
 class Program:
-    def __init__(self, scenario: Scenario, host: HostSpec) -> None:
+    def __init__(self, scenario: Scenario, host: HostSpec, changes: Mapping[int, Mapping[str, float]]) -> None:
+        """`changes`: levels by GPU that hold in every phase, whatever the scenario says."""
         phases = scenario.phases
         self._starts = [0.0]
         for phase in phases[:-1]:
@@ -78,7 +79,8 @@ class Program:
             rows = []
             for phase in phases:
                 own = {number % len(host.gpus): levels for number, levels in phase.others}
-                rows.append(limit(own.get(gpu.index, phase.gpu)))
+                levels = own.get(gpu.index, phase.gpu)
+                rows.append(limit(levels._replace(**changes.get(gpu.index, {}))))
             self._gpus.append(_Track(phases, rows, GpuLevels._fields, _GOLDEN_ANGLE * gpu.index))
 
     def gpu(self, index: int, seconds: float) -> tuple[GpuLevels, GpuLevels]:
@@ -128,5 +130,6 @@ def _limit_host(host: HostSpec, levels: HostLevels) -> HostLevels:
         disk_write=min(levels.disk_write, write),
         job_read=min(levels.job_read, read),
         job_write=min(levels.job_write, write),
+        background_write=min(levels.background_write, write),
         dirtied=min(levels.dirtied, write),
     )

@@ -57,6 +57,7 @@ class GpuLevels(NamedTuple):
     clock: float = 0.2  # of the boost clock
     memory: float = 0.0  # of the framebuffer
     processes: float = 0.0
+    blocked: float = 0.0  # its process sits in uninterruptible sleep
 
 
 class HostLevels(NamedTuple):
@@ -73,9 +74,11 @@ class HostLevels(NamedTuple):
     slow_busy: float = 0.0  # more busy time there
     job_read: float = 0.0  # bytes/s through the job's system calls
     job_write: float = 0.0
+    background_write: float = 0.0  # of these, by a process that writes while the ranks go on
     dirtied: float = 0.0  # bytes/s of page cache
     dirty: float = 0.0  # bytes
     cpu: float = 0.0  # share of all threads
+    loader_cpu: float = 0.0  # of this, by the processes that load data
     iowait: float = 0.0
     blocked: float = 0.0  # tasks in uninterruptible sleep
     io_some: float = 0.0  # pressure: share of time
@@ -92,7 +95,7 @@ class HostLevels(NamedTuple):
 # These do not wobble.
 _STEADY = frozenset({"power_capped", "thermal_slowdown", "heat", "clock", "memory", "processes", "blocked", "dirty"})
 _RATIOS = frozenset(
-    {"graphics", "sm", "occupancy", "tensor", "fp64", "fp32", "fp16", "dram", "power", "disk_busy", "cpu"}
+    {"graphics", "sm", "occupancy", "tensor", "fp64", "fp32", "fp16", "dram", "power", "disk_busy", "cpu", "loader_cpu"}
     | {"power_capped", "thermal_slowdown", "memory", "clock", "iowait"}
     | {"io_some", "io_full", "cpu_some", "memory_some", "memory_full"}
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from gpuhost_exporter.sim import catalogue, scenario
-from gpuhost_exporter.sim.control import Control
+from gpuhost_exporter.sim.control import Control, GpuChange
 from gpuhost_exporter.sim.hosts import GpuModel, HostSpec
 from gpuhost_exporter.sim.program import Program
 from gpuhost_exporter.sim.scenario import Fault, FaultKind, GpuLevels, HostLevels
@@ -58,6 +58,7 @@ class _Span:
     start: float
     end: float
     scenario: str
+    changes: tuple[GpuChange, ...]
     program: Program
     faults: tuple[Fault, ...]  # times since the simulation began, cut at the span's end
     host_before: HostLevels
@@ -68,7 +69,7 @@ class Timeline:
     def __init__(self, control: Control) -> None:
         self.control = control
         self.host = catalogue.host(control.host)
-        self._programs: dict[str, Program] = {}
+        self._programs: dict[tuple[str, int], Program] = {}
         self._spans: list[_Span] = []
         self._starts: list[float] = []
         self._log: list[Fault] = []  # of every span so far
@@ -87,6 +88,15 @@ class Timeline:
         span = self._span(seconds)
         levels, totals = span.program.host(seconds - span.start)
         return levels, HostLevels._make([old + new for old, new in zip(span.host_before, totals, strict=True)])
+
+    def pids(self, index: int, seconds: float) -> tuple[int, ...]:
+        """Who holds a GPU."""
+        span = self._span(seconds)
+        for change in span.changes:
+            if change.gpu == index and change.pids is not None:
+                return change.pids
+        levels = span.program.gpu(index, seconds - span.start)[0]
+        return self.host.gpus[index].pids if levels.processes else ()
 
     def scenario(self, seconds: float) -> str:
         """The scenario that runs then; of a tour, the stop."""
@@ -186,7 +196,7 @@ class Timeline:
                     self._extend(*next(self._source))
         return self._spans[max(0, bisect_right(self._starts, seconds, 0, len(self._spans)) - 1)]
 
-    def _extend(self, start: float, end: float, name: str) -> None:
+    def _extend(self, start: float, end: float, name: str, segment: int) -> None:
         count = len(self.host.gpus)
         host_before = HostLevels._make([0.0] * len(HostLevels._fields))
         gpus_before = (GpuLevels._make([0.0] * len(GpuLevels._fields)),) * count
@@ -198,8 +208,11 @@ class Timeline:
                 GpuLevels._make(map(sum, zip(before, last.program.gpu(index, length)[1], strict=True)))
                 for index, before in enumerate(last.gpus_before)
             )
-        if name not in self._programs:
-            self._programs[name] = Program(scenario.load(name), self.host)
+        changes = self.control.segments[segment].gpus
+        key = (name, segment if changes else -1)
+        if key not in self._programs:
+            levels = {change.gpu: change.levels for change in changes}
+            self._programs[key] = Program(scenario.load(name), self.host, levels)
         faults = tuple(
             replace(
                 fault,
@@ -213,23 +226,23 @@ class Timeline:
         self._log.extend(faults)
         self._starts.append(start)
         # Last: other threads look here first.
-        self._spans.append(_Span(start, end, name, self._programs[name], faults, host_before, gpus_before))
+        self._spans.append(_Span(start, end, name, changes, self._programs[key], faults, host_before, gpus_before))
 
-    def _scenarios(self) -> Iterator[tuple[float, float, str]]:
-        """(start, end, scenario) one after the other; the last one of the control file has no end."""
+    def _scenarios(self) -> Iterator[tuple[float, float, str, int]]:
+        """(start, end, scenario, segment) one after the other; the last one of the control file has no end."""
         segments = self.control.segments
         origin = self.control.started_at
         ends = [segment.started_at - origin for segment in segments[1:]] + [math.inf]
-        for segment, end in zip(segments, ends, strict=True):
+        for number, (segment, end) in enumerate(zip(segments, ends, strict=True)):
             start = segment.started_at - origin
             stops = scenario.load(segment.scenario).stops
             while stops and start < end:
                 for stop in stops:
                     if start < end:
-                        yield start, min(start + stop.seconds, end), stop.scenario
+                        yield start, min(start + stop.seconds, end), stop.scenario, number
                         start += stop.seconds
             if not stops and start < end:
-                yield start, end, segment.scenario
+                yield start, end, segment.scenario, number
 
 
 def _concerns(host: HostSpec, fault: Fault) -> bool:

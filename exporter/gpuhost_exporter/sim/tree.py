@@ -10,7 +10,7 @@ import os
 import time
 
 from gpuhost_exporter.clock import Clock
-from gpuhost_exporter.sim import control, tree_block, tree_proc, tree_sys
+from gpuhost_exporter.sim import control, tree_block, tree_jobs, tree_proc, tree_sys
 from gpuhost_exporter.sim.timeline import Event, Timeline
 from gpuhost_exporter.sim.tree_files import Files
 
@@ -26,6 +26,7 @@ class Tree:
         self._timeline = Timeline(self._control)
         self._records = 0
         self._pids: set[int] = set()
+        self._groups: set[str] = set()
         self._fixed = False
 
     def write(self) -> None:
@@ -39,6 +40,8 @@ class Tree:
         if not self._fixed:
             files.put_all("proc", tree_proc.fixed(timeline.host, current.boot_id))
             tree_sys.write_fixed(files, timeline.host)
+            if timeline.host.system.unified_cgroups:
+                files.put("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids")
             self._resume()
             self._fixed = True
         states = {array.name: tree_block.array_state(timeline, array, seconds) for array in timeline.host.arrays}
@@ -71,12 +74,18 @@ class Tree:
             self._records = sum(1 for _ in log)
 
     def _write_processes(self, seconds: float) -> None:
-        processes = tree_proc.processes(self._timeline, seconds)
+        processes = tree_jobs.processes(self._timeline, seconds)
         for pid in self._pids - set(processes):
             self._files.remove(f"proc/{pid}")
         for pid, texts in processes.items():
             self._files.put_all(f"proc/{pid}", texts)
         self._pids = set(processes)
+        groups = tree_jobs.groups(self._timeline, seconds)
+        for group in self._groups - set(groups):
+            self._files.remove(f"sys/fs/cgroup/{group}")
+        for group, texts in groups.items():
+            self._files.put_all(f"sys/fs/cgroup/{group}", texts)
+        self._groups = set(groups)
 
     def _write_kernel_log(self, seconds: float) -> None:
         """Append what is new: dev/kmsg is a file here, one record a line, as the device hands them out."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from gpuhost_exporter.sim.hosts import Gpu, HostSpec, System
+from gpuhost_exporter.sim.hosts import HostSpec, System
 from gpuhost_exporter.sim.timeline import Timeline
 
 _HZ = 100
 _PAGE = 4096
-_LAUNCHER = 4700
 _FLAGS = "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat sse sse2 ht syscall nx lm avx avx2"
 
 
@@ -168,47 +167,3 @@ def fixed(host: HostSpec, boot_id: str) -> dict[str, str]:
             f"Bus Location: \t {gpu.pci.bdf}\nDevice Minor: \t {gpu.index}"
         )
     return files
-
-
-def processes(timeline: Timeline, seconds: float) -> dict[int, dict[str, str]]:
-    """The job's processes: pid -> file -> text."""
-    return {
-        pid: _process(timeline, gpu, pid, seconds)
-        for gpu in timeline.host.gpus
-        if timeline.gpu_levels(gpu.index, seconds)[0].processes
-        for pid in gpu.pids
-    }
-
-
-def _process(timeline: Timeline, gpu: Gpu, pid: int, seconds: float) -> dict[str, str]:
-    host = timeline.host
-    levels, totals = timeline.host_levels(seconds)
-    share = 1 / sum(len(each.pids) for each in host.gpus)
-    state = "D" if gpu.index < levels.blocked else "R"
-    word = {"D": "D (disk sleep)", "R": "R (running)"}[state]
-    user = int(_HZ * (totals.cpu * host.system.threads * share))
-    resident = 41_230_112 // (4 if gpu.mig else 1)
-    started = int(_HZ * timeline.control.started_at)
-    read, written = int(totals.job_read * share), int(totals.job_write * share)
-    after = f"0 -1 4194304 9120331 0 412 0 {user} {user // 9} 0 0 20 0 187 0 {started}"
-    signals = "18446744073709551615 1 1 0 0 0 0 0 16781312 16386 0 0 0 17 3 0 0"
-    delay = int(_HZ * totals.io_full)
-    return {
-        "comm": "python3",
-        "stat": f"{pid} (python3) {state} {_LAUNCHER} {_LAUNCHER} {_LAUNCHER} {after} "
-        f"184467440737 {resident // 4} {signals} {delay} 0 0 0 0 0 0 0 0 0 0",
-        "status": f"Name:\tpython3\nUmask:\t0022\nState:\t{word}\nTgid:\t{pid}\nNgid:\t0\nPid:\t{pid}\n"
-        f"PPid:\t{_LAUNCHER}\nTracerPid:\t0\nUid:\t1001\t1001\t1001\t1001\nGid:\t1001\t1001\t1001\t1001\n"
-        f"VmRSS:\t{resident} kB\nThreads:\t187",
-        "cgroup": _cgroup(host.system, gpu.index),
-        "io": f"rchar: {read}\nwchar: {written}\nsyscr: {read >> 20}\nsyscw: {written >> 20}\n"
-        f"read_bytes: {int(totals.disk_read * share)}\nwrite_bytes: {int(totals.dirtied * share)}\n"
-        "cancelled_write_bytes: 0",
-    }
-
-
-def _cgroup(system: System, rank: int) -> str:
-    if system.unified_cgroups:
-        return f"0::/system.slice/slurmstepd.scope/job_90017/step_0/user/task_{rank}"
-    step = "/slurm/uid_1001/job_90017/step_0"
-    return f"11:memory:{step}/task_{rank}\n6:cpuset:{step}\n4:devices:{step}/task_{rank}\n1:name=systemd:/"
