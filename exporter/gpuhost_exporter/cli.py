@@ -153,6 +153,10 @@ def _parser() -> argparse.ArgumentParser:
     metrics = command("metrics", _metrics, "The catalogue of metrics as Markdown, or JSON.")
     metrics.add_argument("--json", action="store_true")
     metrics.add_argument("--collectors", action="store_true", help="the table of collectors instead")
+    report = command("report", _report, "What GPU time was lost to what, and what it cost, from the hourly buckets.")
+    report.add_argument("--since", default="24h", metavar="DURATION", help="so far back, by whole hours (default 24h)")
+    report.add_argument("--json", action="store_true")
+    report.add_argument("--storage.path", dest="storage", type=_text, metavar="DIR")
     release = command(
         "release", _release, "Have the running exporter let go of NVML, so that the driver can be unloaded."
     )
@@ -275,12 +279,14 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.ledger.thresholds import Thresholds
     from gpuhost_exporter.targets import Targets
     from gpuhost_exporter.web.listen import parse_address
     from gpuhost_exporter.web.webconfig import WebConfig
 
     settings = _settings(options)
     Targets.load(settings.target)
+    Thresholds.load(settings.ledger)
     if settings.web_config_file:
         WebConfig.load(settings.web_config_file)
     for address in settings.listen_addresses:
@@ -317,6 +323,16 @@ def _metrics(options: argparse.Namespace) -> int:
     else:
         print(catalogue.metrics_page(), end="")
     return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.clock import SystemClock
+    from gpuhost_exporter.report import LONGEST, report
+    from gpuhost_exporter.sources.state import State
+
+    seconds = positive_seconds(options.since, LONGEST)
+    state = State(options.storage or default_storage_path(os.environ))
+    return report(state, SystemClock(), seconds, as_json=options.json)
 
 
 def _release(options: argparse.Namespace) -> int:

@@ -20,6 +20,11 @@ gpus = 8
 arrays = ["md0"]
 [target]                             # the site's own figures in place of the guide's
 storage_good_bytes_per_second = 14e9
+[ledger]                             # thresholds of the GPU-time ledger, in place of its start values
+gap_ratio = 0.1
+[price]
+gpu-hour = 3.0                       # dollars
+product = { "NVIDIA H100 80GB HBM3" = 2.4 }
 """
 
 from __future__ import annotations
@@ -42,12 +47,24 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_ADDRESS = ":19400"
 INVENTORY_KINDS = ("gpus", "links", "drives", "arrays", "ports")
 _INTERVALS = (0.2, 3600.0)
+_SECTIONS = ("web", "path", "storage", "log", "nvml", "collector", "inventory", "target", "ledger", "price")
 
 
 @dataclass(frozen=True, slots=True)
 class CollectorSettings:
     enabled: bool | None = None  # None: the collector's own default
     interval: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Dollars for an hour of a GPU; `products` by the name that NVML reports."""
+
+    gpu_hour: float = 3.0  # the middle of the guide's $2-4
+    products: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, product: str) -> float:
+        return self.products.get(product, self.gpu_hour)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +79,8 @@ class Settings:
     collectors: Mapping[str, CollectorSettings] = field(default_factory=dict)
     inventory: Mapping[str, int | tuple[str, ...]] = field(default_factory=dict)
     target: Mapping[str, float] = field(default_factory=dict)
+    ledger: Mapping[str, float] = field(default_factory=dict)
+    price: Price = field(default_factory=Price)
     simulate: str | None = None
     simulate_control: str | None = None
 
@@ -98,7 +117,7 @@ def load(path: str, collector_names: tuple[str, ...]) -> Settings:
 def parse(document: Mapping[str, Any], path: str, collector_names: tuple[str, ...]) -> Settings:
     reader = _Reader(path)
     settings = Settings()
-    sections = reader.table(document, "", ("web", "path", "storage", "log", "nvml", "collector", "inventory", "target"))
+    sections = reader.table(document, "", _SECTIONS)
     web = reader.table(sections.get("web", {}), "web", ("listen-address", "config-file"))
     if "listen-address" in web:
         value = web["listen-address"]
@@ -128,9 +147,27 @@ def parse(document: Mapping[str, Any], path: str, collector_names: tuple[str, ..
         settings,
         collectors=_collectors(reader, sections.get("collector", {}), collector_names),
         inventory=_inventory(reader, sections.get("inventory", {})),
-        target={
-            key: reader.number(value, f"target.{key}", 0, float("inf"))
-            for key, value in reader.table(sections.get("target", {}), "target", None).items()
+        target=_numbers(reader, sections.get("target", {}), "target"),
+        ledger=_numbers(reader, sections.get("ledger", {}), "ledger"),
+        price=_price(reader, sections.get("price", {})),
+    )
+
+
+def _numbers(reader: _Reader, section: Any, key: str) -> dict[str, float]:
+    """A table whose names its own room checks."""
+    return {
+        name: reader.number(value, f"{key}.{name}", 0, float("inf"))
+        for name, value in reader.table(section, key, None).items()
+    }
+
+
+def _price(reader: _Reader, section: Any) -> Price:
+    keys = reader.table(section, "price", ("gpu-hour", "product"))
+    return Price(
+        reader.number(keys.get("gpu-hour", Price().gpu_hour), "price.gpu-hour", 0, 1e6),
+        {
+            name: reader.number(value, f"price.product.{name}", 0, 1e6)
+            for name, value in reader.table(keys.get("product", {}), "price.product", None).items()
         },
     )
 
@@ -198,15 +235,15 @@ class _Reader:
         return float(value)
 
 
-def positive_seconds(text: str) -> float:
-    """A duration as Prometheus writes it: 90, 90s, 10m, 1h. Raises ConfigError."""
-    units: Mapping[str, float] = {"s": 1, "m": 60, "h": 3600}
+def positive_seconds(text: str, most: float = 86400) -> float:
+    """A duration as Prometheus writes it: 90, 90s, 10m, 1h, 7d. Raises ConfigError."""
+    units: Mapping[str, float] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     digits, factor = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1.0)
     convert: Callable[[str], float] = float
     try:
         seconds = convert(digits) * factor
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds <= 86400:
-        raise ConfigError(f"{text!r}: expected a duration such as 90s, 10m or 1h, at most 24h")
+    if not 0 < seconds <= most:
+        raise ConfigError(f"{text!r}: expected a duration such as 90s, 10m or 1h, at most {most / 3600:g}h")
     return seconds

@@ -39,7 +39,7 @@ def header(spec: Spec, openmetrics: bool) -> str:
     name, kind = spec.name, spec.kind
     if openmetrics:
         text = text.replace('"', '\\"')
-        if kind != "gauge":
+        if kind in ("counter", "info"):
             name = name.rsplit("_", 1)[0]
         unit = f"# UNIT {name} {spec.unit}\n" if spec.unit else ""
         return f"# HELP {name} {text}\n# TYPE {name} {kind}\n{unit}"
@@ -93,8 +93,12 @@ class Renderer:
     def _prefix(spec: Spec, labels: tuple[str, ...]) -> str:
         if not labels:
             return f"{spec.name} "
-        pairs = ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(spec.labels, labels, strict=True))
-        return f"{spec.name}{{{pairs}}} "
+        suffix = ""
+        pairs = [f'{name}="{_escaped(value)}"' for name, value in zip(spec.labels, labels, strict=True)]
+        if spec.kind == "histogram":
+            suffix = f"_{labels[-1]}" if labels[-1] in ("sum", "count") else "_bucket"
+            pairs = pairs if suffix == "_bucket" else pairs[:-1]
+        return f"{spec.name}{suffix}{{{','.join(pairs)}}} " if pairs else f"{spec.name}{suffix} "
 
 
 class Exposition:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 PREFIX = "gpuhost_"
-Kind = Literal["gauge", "counter", "info"]
+Kind = Literal["gauge", "counter", "info", "histogram"]
+HISTOGRAM_LABEL = "le"
 
 _NAME = re.compile(r"gpuhost_[a-z][a-z0-9_]*\Z")
 _LABEL = re.compile(r"[a-z][a-z0-9_]*\Z")
@@ -62,6 +63,11 @@ def gauge(name: str, text: str, *labels: str) -> Spec:
 
 def counter(name: str, text: str, *labels: str) -> Spec:
     return Spec(name, "counter", text, labels)
+
+
+def histogram(name: str, text: str, *labels: str) -> Spec:
+    """The last label of its samples is a bucket's upper bound, or says that the value is the sum or the count."""
+    return Spec(name, "histogram", text, (*labels, HISTOGRAM_LABEL))
 
 
 def info(name: str, text: str, *labels: str) -> Spec:

@@ -4,43 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from support.gpus import reading
-
 from gpuhost_exporter.ledger.ledger import Ledger, Seen
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sim.control import Control, Segment
 from gpuhost_exporter.sim.timeline import Timeline
 from gpuhost_exporter.sources.evidence import Evidence, HostIo, JobIdentity, ProcessSample
 from gpuhost_exporter.sources.nvml.readings import Activity, Process
+from support.gpus import reading
 
 START = 1000.0
 _BROKEN = {"gpu_lost": "lost", "reset_required": "needs_reset"}
 
 
 class Trace:
-    """A scenario, or several one after the other, on a host that a ledger watches.
+    """A scenario, or several one after the other, on a host of H100s of which a ledger watches the first `count`.
 
     `profiled`: with GPM. `processes`: with the privileged reader's evidence, whose windows begin `skew` s earlier.
     """
 
-    def __init__(self, *history, host="h100x8", profiled=True, processes=True, skew=0.0, limits=None):
+    def __init__(self, *history, count=2, profiled=True, processes=True, skew=0.0):
         segments, at = [], START
         for name, seconds in history:
             segments.append(Segment(name, at))
             at += seconds
         self.end = at
-        self.timeline = Timeline(Control(host, tuple(segments), None, "boot", 1.76e9))
+        self.timeline = Timeline(Control("h100x8", tuple(segments), None, "boot", 1.76e9))
         self.profiled = profiled
         self.processes = processes
         self.skew = skew
         self.spent = []
-        self.ledger = Ledger(limits or Thresholds(), lambda *spent: self.spent.append(spent))
+        self.ledger = Ledger(Thresholds(), lambda *spent: self.spent.append(spent))
         self.checkpoints = []
         self.now = None
-
-    @property
-    def gpus(self):
-        return self.timeline.host.gpus
+        self.gpus = self.timeline.host.gpus[:count]
 
     def run(self, ticks: Iterable[float] | None = None) -> Trace:
         """Tick at these moments after the start; each second until the end of the history without them."""
@@ -54,7 +50,7 @@ class Trace:
         seen = Seen(
             states={gpu.uuid: self.state(gpu.index, now) for gpu in self.gpus},
             activities=[self.activity(gpu, before, now) for gpu in self.gpus if self.state(gpu.index, now) == "ok"],
-            evidence=self.evidence(before, now) if self.processes and before is not None else None,
+            windows=self.windows(before, now) if self.processes and before is not None else (),
             power_limits={gpu.uuid: self.timeline.host.model.limit_watts for gpu in self.gpus},
         )
         self.checkpoints += self.ledger.tick(now, self.change(seen))
@@ -106,17 +102,16 @@ class Trace:
         """Which job has the GPU."""
         return "90017"
 
-    def evidence(self, before, now):
+    def windows(self, before, now):
         since, at = max(0.0, before - START - self.skew), max(0.0, now - START - self.skew)
         if at <= since:
-            return None
+            return ()
         levels, new = self.timeline.host_levels(at)
         old = self.timeline.host_levels(since)[1]
         holders = [gpu for gpu in self.gpus if self.timeline.gpu_levels(gpu.index, at)[0].processes]
         share = 1 / max(1, len(self.gpus))
         samples = [
-            reading(
-                ProcessSample,
+            ProcessSample(
                 pid=gpu.pids[0],
                 start=START,
                 ppid=1,
@@ -130,6 +125,7 @@ class Trace:
                 threads=1,
                 threads_looked=1,
                 threads_blocked=int(gpu.index < levels.blocked),
+                blocked_seconds=None,
                 cpu_seconds=share * self.timeline.host.system.threads * (new.cpu - old.cpu),
                 denied=False,
                 read_chars=int(share * (new.job_read - old.job_read)),
@@ -142,7 +138,7 @@ class Trace:
             for gpu in holders
         ]
         jobs = tuple(JobIdentity("slurm", self.job(gpu.index)) for gpu in holders)
-        return Evidence(
+        window = Evidence(
             since=START + since,
             at=START + at,
             processes=tuple(samples),
@@ -153,6 +149,7 @@ class Trace:
             unseen=(),
             left_out=0,
         )
+        return (window,)
 
     def shares(self, index=0):
         """Account -> share of the time booked, of those that got any."""

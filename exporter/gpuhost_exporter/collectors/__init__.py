@@ -9,6 +9,7 @@ from gpuhost_exporter.collectors.fabric import FabricCollector
 from gpuhost_exporter.collectors.gpu import GpuCollector
 from gpuhost_exporter.collectors.gpu_health import GpuHealthCollector
 from gpuhost_exporter.collectors.inventory import InventoryCollector
+from gpuhost_exporter.collectors.ledger import LedgerCollector
 from gpuhost_exporter.collectors.machine import MachineCollector
 from gpuhost_exporter.collectors.mig import MigCollector
 from gpuhost_exporter.collectors.nvlink import NvlinkCollector
@@ -29,6 +30,7 @@ ALL: tuple[type[Collector], ...] = (
     NvlinkCollector,
     FabricCollector,
     XidCollector,
+    LedgerCollector,
     BlockCollector,
     NvmeCollector,
     RaidCollector,

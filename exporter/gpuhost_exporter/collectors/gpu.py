@@ -258,7 +258,12 @@ class GpuCollector(NvmlCollector):
         self._pcie_bytes: dict[tuple[str, str], Advance] = {}
 
     def poll(self, now: float) -> Iterator[Sample]:
-        for gpu, activity in self.of_gpus(self.ask(), Activity):
+        activities = tuple(self.of_gpus(self.ask(), Activity))
+        # At the same instant: what the processes did is set against what their GPUs did.
+        self.host.processes.follow(
+            {gpu.uuid: [process.pid for process in activity.processes or ()] for gpu, activity in activities}
+        )
+        for gpu, activity in activities:
             if now - activity.at > OLDEST:
                 continue
             yield from self._utilization(gpu, activity)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from gpuhost_exporter.ledger.accounts import ACCOUNTS
 from gpuhost_exporter.ledger.piece import Piece
 
-_LONGEST = 1.0  # a longer piece is cut where the settled time ends
+LONGEST_PIECE = 1.5  # seconds; a longer one is cut where the settled time ends
 
 
 class Book:
@@ -39,7 +39,7 @@ class Book:
         while self.pending and self.pending[0].since < until:
             piece = self.pending[0]
             if piece.at > until:
-                if piece.seconds <= _LONGEST:
+                if piece.seconds <= LONGEST_PIECE:
                     return
                 piece, rest = piece.cut(until)
                 self.pending[0] = piece

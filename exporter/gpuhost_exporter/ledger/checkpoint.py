@@ -89,26 +89,22 @@ class Watch:
         limits = self._limits
         if at <= since:
             return None
-        gpus = standing = copying = 0
-        for of_gpu in pieces:
-            here = [piece for piece in of_gpu if piece.since < at and since < piece.at]
-            gpus += bool(here)
-            if any(piece.idle > limits.gap_ratio or piece.spinning for piece in here):
-                standing += 1
-            if any(piece.copying for piece in here):
-                copying += 1
+        here = [[piece for piece in of_gpu if piece.since < at and since < piece.at] for of_gpu in pieces]
+        here = [of_gpu for of_gpu in here if of_gpu]
+        standing = [[piece for piece in of_gpu if self._stands(piece)] for of_gpu in here]
+        stands = bool(here) and 2 * sum(map(bool, standing)) >= len(here)
+        copies = bool(here) and 2 * sum(any(piece.copying for piece in of_gpu) for of_gpu in here) >= len(here)
         wrote = _bytes(works, since, at, lambda work: work.wrote)
         writing = wrote >= (limits.write_bytes_per_second + self._usual) * (at - since)
         blocked = any(work.writer_blocked for work in works if work.since < at and since < work.at)
-        stands = gpus > 0 and 2 * standing >= gpus
-        copies = gpus > 0 and 2 * copying >= gpus
         episode = self._episode
         if episode is None:
             if not (stands and (writing or copies)):
                 share = min(1.0, (at - since) / _USUAL_SECONDS)
                 self._usual += (wrote / (at - since) - self._usual) * share
                 return None
-            episode = self._episode = _Episode(started=since, active=at, wrote_at=at)
+            begin = max(since, min(piece.since for of_gpu in standing for piece in of_gpu))
+            episode = self._episode = _Episode(started=begin, active=at, wrote_at=at)
             # The window of writes in which it began: what came then is its own, if not usual.
             early = [work for work in works if work.since < since < work.at]
             usual = sum(self._usual * (since - work.since) for work in early)
@@ -117,9 +113,11 @@ class Watch:
             episode.wrote_at = at
         held_up = blocked and at - episode.wrote_at < _BLOCKED_SECONDS
         if stands and (writing or copies or held_up):
-            episode.active = at
-            episode.stalled += at - since
-            _extend(episode.stalls, since, at)
+            begin = max(since, min(piece.since for of_gpu in standing for piece in of_gpu))
+            end = min(at, max(piece.at for of_gpu in standing for piece in of_gpu))
+            episode.active = end
+            episode.stalled += end - begin
+            _extend(episode.stalls, begin, end)
             episode.wrote_stalled += wrote
             episode.copied += _copied(pieces, since, at)
         elif writing:
@@ -134,8 +132,11 @@ class Watch:
             episode.known = self._bytes_so_far(episode, at, pieces, works) >= limits.checkpoint_bytes
         if at - episode.active >= limits.checkpoint_quiet_seconds:
             self._episode = None
-            return self._closed(episode, bool(works)) if episode.known else None
+            return self._closed(episode, any(work.rung != "none" for work in works)) if episode.known else None
         return None
+
+    def _stands(self, piece: Piece) -> bool:
+        return piece.idle > self._limits.gap_ratio or piece.spinning
 
     @staticmethod
     def _bytes_so_far(episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]) -> float:

@@ -21,8 +21,7 @@ from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.evidence import Evidence
 from gpuhost_exporter.sources.nvml.readings import Activity
 
-HOLD_SECONDS = 4.0  # time is settled so late
-LONGEST_PENDING = 5.0
+HOLD_SECONDS = 3.5  # time is settled so late
 _SILENCE_SECONDS = 2.5  # a GPU that has told nothing for so long is unknown
 _EMPTY_SECONDS = 20.0  # one without processes is read every 15 s
 _KEPT_SECONDS = 10.0
@@ -31,18 +30,19 @@ _LOST = frozenset({"lost", "needs_reset", "missing"})
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the host's readers have last told. `states`: uuid -> one of GPU_STATES; `power_limits` in watts."""
+    """What the host's readers have told. `states`: uuid -> one of GPU_STATES; `activities`: the last of each GPU;
+    `windows`: of processes, those that are new; `power_limits` in watts."""
 
     states: Mapping[str, str]
     activities: Sequence[Activity]
-    evidence: Evidence | None = None
+    windows: Sequence[Evidence] = ()
     power_limits: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Gpu:
     book: Book
-    present: bool  # some process was there when the ledger began: it is not starting
+    present: bool | None = None  # some process was there when the ledger began: it is not starting
     activity: Activity | None = None
     usual_out: float | None = None
     latest: Piece | None = None
@@ -68,6 +68,7 @@ class Ledger:
         self._gpus: dict[str, _Gpu] = {}
         self._jobs: dict[str, _Job] = {}
         self._evidence_at = float("-inf")
+        self._owners: dict[int, str] = {}  # pid of a GPU holder -> its job
         self._settled: float | None = None
 
     @property
@@ -91,15 +92,13 @@ class Ledger:
 
     def tick(self, now: float, seen: Seen) -> list[Checkpoint]:
         """Take in what was read and book what is old enough. Returns the checkpoints that have ended."""
-        owners = self._take_evidence(seen.evidence)
+        self._take(seen.windows)
         activities = {activity.uuid: activity for activity in seen.activities}
         for uuid, state in seen.states.items():
             gpu = self._gpus.get(uuid)
             if gpu is None:
-                activity = activities.get(uuid)
-                held = activity is not None and activity.processes != ()
-                gpu = self._gpus[uuid] = _Gpu(Book(now), present=held, idle_since=now)
-            self._observe(gpu, now, state, activities.get(uuid), owners, seen.power_limits.get(uuid))
+                gpu = self._gpus[uuid] = _Gpu(Book(now), idle_since=now)
+            self._observe(gpu, now, state, activities.get(uuid), seen.power_limits.get(uuid))
         for uuid, gpu in self._gpus.items():
             if uuid not in seen.states:
                 self._tell(gpu, Piece(gpu.book.told, now, state="unknown"))
@@ -109,15 +108,14 @@ class Ledger:
         self._forget(now)
         return ended
 
-    def _take_evidence(self, evidence: Evidence | None) -> dict[int, str]:
-        if evidence is None:
-            return {}
-        if evidence.at > self._evidence_at and evidence.at > evidence.since:
-            self._evidence_at = evidence.at
-            for name, work in works(evidence, self._limits).items():
-                if name in self._jobs:
-                    self._jobs[name].works.append(work)
-        return jobs_of(evidence)
+    def _take(self, windows: Sequence[Evidence]) -> None:
+        for evidence in windows:
+            if evidence.at > max(self._evidence_at, evidence.since):
+                self._evidence_at = evidence.at
+                self._owners = jobs_of(evidence)
+                for name, work in works(evidence, self._limits).items():
+                    if name in self._jobs:
+                        self._jobs[name].works.append(work)
 
     def _job(self, name: str) -> _Job:
         if name not in self._jobs:
@@ -130,7 +128,6 @@ class Ledger:
         now: float,
         state: str,
         activity: Activity | None,
-        owners: Mapping[int, str],
         power_limit: float | None,
     ) -> None:
         told = gpu.book.told
@@ -142,7 +139,9 @@ class Ledger:
                 self._tell(gpu, Piece(told, activity.since))
             since = min(max(gpu.book.told, activity.since), activity.at)
             piece = of_activity(activity, gpu.activity, since, self._limits, Usual(power_limit, gpu.usual_out))
-            piece = self._owned(piece, activity, owners)
+            piece = self._owned(piece, activity)
+            if gpu.present is None:
+                gpu.present = piece.held
             if piece.out is not None and piece.working and piece.idle <= self._limits.gap_ratio:
                 gpu.usual_out = piece.out if gpu.usual_out is None else 0.8 * gpu.usual_out + 0.2 * piece.out
             self._tell(gpu, piece)
@@ -152,10 +151,11 @@ class Ledger:
         elif now - told > _SILENCE_SECONDS:
             self._tell(gpu, Piece(told, now, state="unknown"))
 
-    def _owned(self, piece: Piece, activity: Activity, owners: Mapping[int, str]) -> Piece:
+    def _owned(self, piece: Piece, activity: Activity) -> Piece:
         """The piece with the jobs whose processes have the GPU."""
         if not piece.held:
             return piece
+        owners = self._owners
         names = {owners[process.pid] for process in activity.processes or () if process.pid in owners}
         jobs = tuple(sorted(names)) or (HOST,)
         for name in jobs:

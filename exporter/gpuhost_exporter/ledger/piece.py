@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.evidence import Evidence, ProcessSample
@@ -16,7 +16,9 @@ from gpuhost_exporter.sources.nvml.readings import Activity
 # Heat and the power brake. 0x4, the power cap, is normal at full load; 0x8 may be any slowdown of the hardware.
 _HELD_BACK = 0x20 | 0x40 | 0x80
 _THERMAL = "thermal"
-Rung = Literal["process", "cgroup", "host"]
+# How the bytes of a job are known, best first.
+Rung = Literal["process", "cgroup", "host", "none"]
+RUNGS: tuple[Rung, ...] = get_args(Rung)
 HOST = "host"  # the one job of a host whose processes are not told
 
 
@@ -131,13 +133,13 @@ def _pcie(now: Activity, before: Activity | None, direction: str) -> float | Non
 def _copied(out: float | None, busy: float, usual: float | None, limits: Thresholds) -> float:
     """Bytes per second that left for another reason than work: what work sends is taken off by its share of the time.
 
-    Where that is not known yet, only a GPU that does next to nothing is taken to copy.
+    Only a GPU that stands most of the time copies, and only what is more than work ever sends.
     """
     idle = 1.0 - busy
-    if out is None or idle <= limits.gap_ratio or (usual is None and busy > limits.gap_ratio):
+    if out is None or idle < 0.5:
         return 0.0
     beyond = out - busy * (usual or 0.0)
-    return beyond if beyond >= limits.copy_bytes_per_second * idle else 0.0
+    return beyond if beyond >= idle * max(limits.copy_bytes_per_second, usual or 0.0) else 0.0
 
 
 def _heat_counted(now: Activity, before: Activity | None) -> bool:
@@ -152,7 +154,7 @@ def _heat_counted(now: Activity, before: Activity | None) -> bool:
 class Work:
     """What a job's processes did between `since` and `at`. Bytes; cores by the GPU whose holder burned them.
 
-    `rung` is how it is known: process, cgroup or host.
+    On rung none the bytes are not known.
     """
 
     since: float
@@ -224,6 +226,8 @@ def _bytes(evidence: Evidence, job: str, processes: Sequence[ProcessSample], job
             "cgroup",
         )
     host = evidence.host
+    if host.dirtied_bytes is None and host.devices is None:
+        return 0.0, 0.0, "none"
     devices = host.devices or ()
     wrote = max(host.dirtied_bytes or 0, sum(device.write_bytes for device in devices))
     # Of several jobs on the host nobody knows whose bytes these are.

@@ -78,6 +78,29 @@ class State:
                     subject = self._change(name, change)
             return copy.deepcopy(subject.data)
 
+    def keep_newest(self, prefix: str, count: int) -> None:
+        """Remove the subjects of that prefix but the last so many by name; of those only the last stays in memory."""
+        with self._lock:
+            names = self.names(prefix)
+            for name in names[:-1]:
+                if name in self._subjects and not self._subjects[name].unwritten:
+                    del self._subjects[name]
+            try:
+                for name in names[:-count]:
+                    Path(self._path(name)).unlink(missing_ok=True)
+            except OSError as error:
+                self._unwritable(source_error(self._folder, error))
+
+    def names(self, prefix: str) -> tuple[str, ...]:
+        """The subjects of that prefix on disk."""
+        try:
+            files = os.listdir(self._folder)
+        except OSError:
+            return ()
+        return tuple(
+            sorted(file.removesuffix(".json") for file in files if file.startswith(prefix) and file.endswith(".json"))
+        )
+
     def retry(self) -> None:
         """Write what could not be written before, and find out whether the folder takes files."""
         with self._lock:

@@ -1,0 +1,324 @@
+"""Where every GPU-second went: accounts, checkpoints, culprits. Folds what the other readers told; reads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gpuhost_exporter.collector import Collector
+from gpuhost_exporter.collectors.per_gpu import gpu_counter, gpu_gauge, gpu_info, gpu_labels, one_of
+from gpuhost_exporter.host import Host
+from gpuhost_exporter.ledger import hours
+from gpuhost_exporter.ledger.accounts import ACCOUNTS
+from gpuhost_exporter.ledger.checkpoint import Checkpoint
+from gpuhost_exporter.ledger.culprit import KINDS, Culprits
+from gpuhost_exporter.ledger.histogram import Histogram
+from gpuhost_exporter.ledger.ledger import Ledger, Seen
+from gpuhost_exporter.ledger.piece import Piece
+from gpuhost_exporter.ledger.thresholds import Thresholds
+from gpuhost_exporter.sources.nvml.readings import Activity, Gpu, Health
+from gpuhost_exporter.specs import Sample, counter, gauge, histogram
+
+SAVE_SECONDS = 60.0
+_MOST_MOUNTS = 8
+_OTHER_MOUNTS = "other"
+_DURATIONS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_SIZES = (1e9, 4e9, 16e9, 64e9, 140e9, 256e9, 512e9, 1e12, 2e12)
+PHASES = (
+    "computing",
+    "communicating",
+    "waiting",
+    "checkpointing",
+    "idle",
+    "unallocated",
+    "lost",
+    "unknown",
+)
+
+TIME = gpu_counter(
+    "gpuhost_gpu_time_seconds_total",
+    "Wall time of the GPU since the exporter first saw it, each second booked to exactly one account, about 4 s late "
+    "(gpuhost_ledger_pending_seconds is not booked yet). compute: work, overlapped communication included. busy: the "
+    "same without profiling counters. communication: links move data and nothing computes; overlapped communication "
+    "never shows here. waiting: kernels spin without math or traffic for 2 s or more, as in a collective that "
+    "somebody did not join; any kernel on few SMs without memory traffic looks the same. checkpoint: its job writes, "
+    "or copies out of its GPUs, while they stand. startup and restore: until 10 s of tensor work, at most 10 min; "
+    "restore while files are read. data: idle while the job reads, or its loaders block or burn CPU. host: idle while "
+    "the holder burns CPU, and the gaps between kernels. held_idle: idle with none of these. throttled: an estimate, "
+    "busy time lost to clocks below the siblings' by heat or power brake. unallocated: no process. lost: the GPU does "
+    "not answer or needs a reset. unknown: nothing told, as with MIG instances, during a suspend or a driver upgrade. "
+    "Of several jobs on a GPU the evidence of any counts.",
+    "account",
+)
+PENDING = gpu_gauge(
+    "gpuhost_ledger_pending_seconds",
+    "The newest seconds, not yet booked: what follows decides what they were. At most 5; with the booked ones they "
+    "are all of the time since the exporter first saw the GPU.",
+)
+GAP = gauge(
+    "gpuhost_ledger_gap_seconds",
+    "Seconds between the last time that an earlier run of the exporter booked and the start of this one. Nothing is "
+    "booked for them. Absent where there was no earlier run.",
+)
+EVIDENCE = gpu_info(
+    "gpuhost_ledger_evidence_info",
+    "What the GPU's accounts are judged by: activity gpm or nvml, and how the bytes of its job are known: process, "
+    "cgroup, host (everybody's, shared out) or none. Below process checkpoints and data stalls are less certain.",
+    "activity",
+    "processes",
+)
+PRICE = gpu_gauge(
+    "gpuhost_price_dollars_per_gpu_hour",
+    "Dollars for an hour of this GPU, from the configuration's [price]; 3 where nothing is set.",
+)
+CHECKPOINT_SECONDS = histogram(
+    "gpuhost_checkpoint_duration_seconds",
+    "Seconds that checkpoints took, by mount and mode. sync: the GPUs stand while the job writes. async: they stand "
+    "for a copy, then it writes beside training, which counts here. remote: no file is written, the copies out of "
+    "the GPUs tell. Good for 140 GB is under 7.",
+    "mount",
+    "mode",
+)
+CHECKPOINT_BYTES = histogram(
+    "gpuhost_checkpoint_size_bytes",
+    "Bytes of checkpoints, by mount and mode: what the job's processes wrote, of remote ones what left the GPUs. "
+    "Under 256 MB nothing is taken for a checkpoint.",
+    "mount",
+    "mode",
+)
+CHECKPOINT_LOST = counter(
+    "gpuhost_checkpoint_gpu_seconds_lost_total",
+    "GPU-seconds for which GPUs stood for checkpoints that have ended, all GPUs of the job together.",
+    "mount",
+    "mode",
+)
+LAST_SECONDS = gauge(
+    "gpuhost_checkpoint_last_duration_seconds", "Seconds that the last checkpoint took.", "mount", "mode"
+)
+LAST_STALL = gauge(
+    "gpuhost_checkpoint_last_stall_seconds",
+    "Seconds of the last checkpoint for which GPUs stood: all of it when sync, the copy alone when async.",
+    "mount",
+    "mode",
+)
+LAST_BYTES = gauge("gpuhost_checkpoint_last_bytes", "Bytes of the last checkpoint.", "mount", "mode")
+LAST_RATE = gauge(
+    "gpuhost_checkpoint_last_bytes_per_second",
+    "Bytes of the last checkpoint by its duration. Good local storage takes 20e9.",
+    "mount",
+    "mode",
+)
+LAST_AT = gauge(
+    "gpuhost_checkpoint_last_timestamp_seconds", "When the last checkpoint began, to a second.", "mount", "mode"
+)
+LAST_INTERVAL = gauge(
+    "gpuhost_checkpoint_interval_seconds",
+    "Seconds from the start of the last checkpoint but one to that of the last one.",
+    "mount",
+    "mode",
+)
+IN_PROGRESS = gauge(
+    "gpuhost_checkpoint_in_progress", "Jobs on this host whose checkpoint has begun and not ended, as of 4 s ago."
+)
+PHASE = gpu_gauge(
+    "gpuhost_gpu_phase",
+    "What the GPU does now, 1 for the current one: a first look, without what comes after it.",
+    "phase",
+)
+PHASE_SINCE = gpu_gauge("gpuhost_gpu_phase_since_timestamp_seconds", "Since when the GPU's phase has been what it is.")
+DENSITY = gpu_gauge(
+    "gpuhost_gpu_busy_sm_ratio",
+    "SM activity while the GPU is busy with math, averaged over about 10 s. Within a synchronous job the one with "
+    "the most waits least: its siblings wait for it. Pipeline stages of unequal size show the same.",
+)
+HANG = gpu_gauge(
+    "gpuhost_gpu_hang_seconds",
+    "Seconds for which all GPUs of the job on this host, or all but one, have spun without math or traffic; 0 below 30 "
+    "and during a checkpoint. A job that stands here and has no culprit on this host waits for another one.",
+)
+CULPRIT = gpu_gauge(
+    "gpuhost_gpu_culprit",
+    "1 for the GPU that holds its job up: not_joined (its siblings hang in a collective that it did not join) or "
+    "straggler (its siblings have waited for it for half a minute).",
+    "kind",
+)
+CULPRIT_INFO = gpu_info(
+    "gpuhost_gpu_culprit_info",
+    "Why the GPU is a culprit. Of not_joined: lost, unknown, no_process, blocked (its job waits for the disk), idle or "
+    "busy. Of straggler: heat, clock or unexplained.",
+    "kind",
+    "evidence",
+)
+
+
+class _Kind:
+    """What is kept of the checkpoints of one mount and mode."""
+
+    def __init__(self) -> None:
+        self.seconds = Histogram(_DURATIONS)
+        self.bytes = Histogram(_SIZES)
+        self.lost = 0.0
+        self.last: Checkpoint | None = None
+        self.interval: float | None = None
+
+    def add(self, checkpoint: Checkpoint) -> None:
+        self.seconds.add(checkpoint.seconds)
+        self.bytes.add(checkpoint.bytes)
+        self.lost += checkpoint.gpu_seconds
+        if self.last and self.last.job == checkpoint.job:
+            self.interval = checkpoint.started - self.last.started
+        self.last = checkpoint
+
+
+class LedgerCollector(Collector):
+    name = "ledger"
+    help = "Where every GPU-second went, what checkpoints cost, who holds a job up"
+    source = "what the gpu and gpu_health collectors and the privileged reader told; /proc of GPU processes"
+    privilege = "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH for the I/O of other users' processes; cgroups need nothing"
+    interval = 1.0
+    specs = (
+        TIME,
+        PENDING,
+        GAP,
+        EVIDENCE,
+        PRICE,
+        CHECKPOINT_SECONDS,
+        CHECKPOINT_BYTES,
+        CHECKPOINT_LOST,
+        LAST_SECONDS,
+        LAST_STALL,
+        LAST_BYTES,
+        LAST_RATE,
+        LAST_AT,
+        LAST_INTERVAL,
+        IN_PROGRESS,
+        PHASE,
+        PHASE_SINCE,
+        DENSITY,
+        HANG,
+        CULPRIT,
+        CULPRIT_INFO,
+    )
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        limits = Thresholds.load(host.settings.ledger)
+        self._limits = limits
+        self._ledger = Ledger(limits, self._spend)
+        self._culprits = Culprits(limits)
+        self._hours = hours.Hours(host.state)
+        self._saved_at: float | None = None
+        self._gap: float | None = None
+        self._wall = 0.0  # of the moment 0 of Clock.now(), as of this poll
+        self._checkpoints: dict[tuple[str, str], _Kind] = {}
+        self._phases: dict[str, tuple[str, float]] = {}
+
+    def poll(self, now: float) -> Iterator[Sample]:
+        self._wall = self.host.clock.wall() - now
+        if self._saved_at is None:
+            self._saved_at = now
+            before = hours.last_booked(self.host.state)
+            self._gap = None if before is None else max(0.0, self._wall + now - before)
+        gpus = self.host.nvml.gpus()
+        for checkpoint in self._ledger.tick(now, self._seen()):
+            self._kind(checkpoint).add(checkpoint)
+        latest, works = self._ledger.latest, self._ledger.works
+        self._culprits.tick(now, latest, works, self._ledger.checkpoints_running())
+        if now - self._saved_at >= SAVE_SECONDS:
+            self._saved_at = now
+            self._hours.save(self._wall + now, gpus, {gpu.uuid: self._price(gpu) for gpu in gpus})
+        if self._gap is not None:
+            yield GAP(value=self._gap)
+        for gpu in gpus:
+            yield from self._accounts(now, gpu)
+            if piece := latest.get(gpu.uuid):
+                yield from self._present(gpu, piece)
+        yield from self._blame(gpus)
+        yield IN_PROGRESS(value=len(self._ledger.checkpoints_running()))
+        for (mount, mode), kind in self._checkpoints.items():
+            yield from self._of_kind(mount, mode, kind)
+
+    def _seen(self) -> Seen:
+        board, nvml = self.host.board, self.host.nvml
+        activities = [reading for reading in board.last("activity", tuple) or () if isinstance(reading, Activity)]
+        healths = [reading for reading in board.last("health", tuple) or () if isinstance(reading, Health)]
+        return Seen(
+            states=nvml.gpu_states(),
+            activities=activities,
+            windows=self.host.processes.take(),
+            power_limits={health.uuid: health.power_limit_watts for health in healths if health.power_limit_watts},
+        )
+
+    def _spend(self, at: float, uuid: str, account: str, seconds: float) -> None:
+        self._hours.add(self._wall + at, uuid, account, seconds)
+
+    def _price(self, gpu: Gpu) -> float:
+        return self.host.settings.price.of(gpu.name)
+
+    def _kind(self, checkpoint: Checkpoint) -> _Kind:
+        mounts = {mount for mount, _ in self._checkpoints}
+        known = checkpoint.mount in mounts or len(mounts) < _MOST_MOUNTS
+        key = (checkpoint.mount if known else _OTHER_MOUNTS, checkpoint.mode)
+        return self._checkpoints.setdefault(key, _Kind())
+
+    def _accounts(self, now: float, gpu: Gpu) -> Iterator[Sample]:
+        labels = gpu_labels(gpu)
+        yield PRICE(*labels, value=self._price(gpu))
+        book = self._ledger.books.get(gpu.uuid)
+        if book:
+            for account in ACCOUNTS:
+                yield TIME(*labels, account, value=book.totals[account])
+            yield PENDING(*labels, value=max(0.0, now - book.booked))
+
+    def _present(self, gpu: Gpu, piece: Piece) -> Iterator[Sample]:
+        labels = gpu_labels(gpu)
+        works = self._ledger.works
+        rungs = [works[job].rung for job in piece.jobs if job in works]
+        yield EVIDENCE(*labels, "gpm" if piece.profiled else "nvml", rungs[0] if rungs else "none")
+        phase = self._phase(piece)
+        known, since = self._phases.get(gpu.uuid, ("", 0.0))
+        if phase != known:
+            since = piece.since
+            self._phases[gpu.uuid] = (phase, since)
+        yield from one_of(PHASE, labels, PHASES, phase)
+        yield PHASE_SINCE(*labels, value=self._wall + since)
+
+    def _phase(self, piece: Piece) -> str:
+        if piece.state != "read":
+            return piece.state
+        standing = piece.idle > 0.5 or piece.spinning
+        if standing and any(job in self._ledger.checkpoints_running() for job in piece.jobs):
+            return "checkpointing"
+        if piece.spinning:
+            return "waiting"
+        if piece.exchanging:
+            return "communicating"
+        if piece.busy >= 0.5:
+            return "computing"
+        return "idle" if piece.held else "unallocated"
+
+    def _blame(self, gpus: tuple[Gpu, ...]) -> Iterator[Sample]:
+        found = {(culprit.uuid, culprit.kind): culprit for culprit in self._culprits.found}
+        densities = self._culprits.densities
+        for gpu in gpus:
+            labels = gpu_labels(gpu)
+            yield HANG(*labels, value=self._culprits.hung.get(gpu.uuid, 0.0))
+            if gpu.uuid in densities:
+                yield DENSITY(*labels, value=densities[gpu.uuid])
+            for kind in KINDS:
+                culprit = found.get((gpu.uuid, kind))
+                yield CULPRIT(*labels, kind, value=float(culprit is not None))
+                if culprit:
+                    yield CULPRIT_INFO(*labels, kind, culprit.evidence)
+
+    def _of_kind(self, mount: str, mode: str, kind: _Kind) -> Iterator[Sample]:
+        yield from kind.seconds.samples(CHECKPOINT_SECONDS, mount, mode)
+        yield from kind.bytes.samples(CHECKPOINT_BYTES, mount, mode)
+        yield CHECKPOINT_LOST(mount, mode, value=kind.lost)
+        if kind.last:
+            yield LAST_SECONDS(mount, mode, value=kind.last.seconds)
+            yield LAST_STALL(mount, mode, value=kind.last.stalled)
+            yield LAST_BYTES(mount, mode, value=kind.last.bytes)
+            yield LAST_RATE(mount, mode, value=kind.last.rate)
+            yield LAST_AT(mount, mode, value=self._wall + kind.last.started)
+        if kind.interval is not None:
+            yield LAST_INTERVAL(mount, mode, value=kind.interval)

@@ -1,0 +1,196 @@
+"""The ledger on the simulator's timelines, whose truth is known: each account within 1 % of the time booked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from support.traces import START, Trace
+
+WITHIN = 0.01
+# The simulated jobs' own levels: a trained GPU is busy 96 % of the time, one that saves 3 %, one that stages 6 %.
+TRAINING = 0.96
+LAG = 3.5
+
+
+def near(shares, expected, within=WITHIN):
+    for account in {*shares, *expected}:
+        assert shares.get(account, 0.0) == pytest.approx(expected.get(account, 0.0), abs=within), account
+
+
+def sync():
+    return {"checkpoint": 7 / 60 * 0.97, "compute": (53 * TRAINING + 7 * 0.03) / 60, "host": 53 / 60 * 0.04}
+
+
+def stall():
+    return {"checkpoint": 1 / 3 * 0.97, "compute": (80 * TRAINING + 40 * 0.03) / 120, "host": 80 / 120 * 0.04}
+
+
+def starved():
+    """Gaps between kernels while it computes are host, in the ticks that hold no stall."""
+    return {
+        "data": 1.7 / 3.7 * 0.96 + 0.01,
+        "compute": (2 * TRAINING + 1.7 * 0.04) / 3.7,
+        "host": 2 / 3.7 * 0.04 - 0.01,
+    }
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.6], ids=["windows together", "process windows 0.6 s earlier"])
+@pytest.mark.parametrize(
+    ("scenario", "seconds", "expected"),
+    [
+        ("steady", 60, {"compute": TRAINING, "host": 0.04}),
+        ("idle", 60, {"unallocated": 1.0}),
+        ("checkpoint-sync", 600 + LAG, sync()),
+        ("checkpoint-async", 600 + LAG, {"checkpoint": 0.94 / 60, "compute": 0.945, "host": 59 / 60 * 0.04}),
+        ("checkpoint-stall", 600 + LAG, stall()),
+        ("data-starved", 370 + LAG, starved()),
+        ("nccl-hang", 220 + LAG, {"waiting": 200 / 220 * 0.998, "compute": 20 / 220 * TRAINING}),
+        ("straggler", 120 + LAG, {"compute": TRAINING, "host": 0.04}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_gpu_gets_what_the_scenario_did(scenario, seconds, expected, skew):
+    trace = Trace((scenario, seconds), skew=skew).run(range(int(seconds) + 1))
+    for index in range(2):
+        near(trace.shares(index), expected)
+
+
+def test_ten_minutes_of_checkpoints_an_hour_are_a_sixth():
+    """The guide's own case, 16.7 %: 15 stalls of 40 s. The few kernels that run meanwhile are computing."""
+    trace = Trace(("checkpoint-stall", 1800), ("steady", 1800 + LAG)).run()
+    shares = trace.shares()
+    assert shares["checkpoint"] == pytest.approx(0.97 / 6, abs=0.002)
+    assert sum(found.stalled for found in trace.checkpoints) / 3600 == pytest.approx(1 / 6, abs=0.001)
+
+
+def test_heat_costs_the_hot_gpu_what_its_clock_lacks():
+    trace = Trace(("thermal", 120 + LAG), count=4).run()
+    slow = 100 / 120 * TRAINING * (1 - 0.71 / 0.97)
+    near(trace.shares(2), {"throttled": slow, "compute": TRAINING - slow, "host": 0.04})
+    assert "throttled" not in trace.shares(0)
+
+
+def test_a_lost_gpu_is_lost_and_its_siblings_wait():
+    trace = Trace(("gpu-lost", 120 + LAG), count=4).run()
+    near(trace.shares(3), {"lost": 100 / 120, "compute": 20 / 120 * TRAINING, "host": 0.0067})
+    near(trace.shares(0), {"waiting": 100 / 120 * 0.998, "compute": 20 / 120 * TRAINING, "host": 0.0067})
+    assert "unknown" not in trace.shares(3)
+
+
+def test_a_gpu_that_comes_back_is_booked_again():
+    trace = Trace(("gpu-reset", 180 + LAG), count=4).run()
+    shares = trace.shares(3)
+    assert shares["lost"] == pytest.approx(30 / 180, abs=WITHIN)
+    assert shares["unallocated"] == pytest.approx(10 / 180, abs=WITHIN)
+    assert trace.shares(0)["waiting"] == pytest.approx(20 / 180, abs=WITHIN)
+
+
+def test_two_jobs_on_a_host_do_not_share_a_checkpoint():
+    """GPUs 0 to 3 save while 4 to 7 train: the others' idle share is not booked to it."""
+
+    calm = Trace(("steady", 1000), count=8)
+
+    class Two(Trace):
+        def job(self, index):
+            return "1" if index < 4 else "2"
+
+        def activity(self, gpu, before, now):
+            if gpu.index < 4:
+                return super().activity(gpu, before, now)
+            return calm.activity(gpu, before, now)
+
+        def windows(self, before, now):
+            return tuple(
+                replace(
+                    window,
+                    processes=tuple(
+                        sample if sample.job == "slurm:1" else sample._replace(written_chars=0)
+                        for sample in window.processes
+                    ),
+                )
+                for window in super().windows(before, now)
+            )
+
+    trace = Two(("checkpoint-sync", 240 + LAG), count=8).run()
+    near(trace.shares(0), sync())
+    near(trace.shares(6), {"compute": TRAINING, "host": 0.04})
+    assert {checkpoint.job for checkpoint in trace.checkpoints} == {"slurm:1"}
+
+
+@pytest.mark.parametrize("period", [0.3, 1.0])
+def test_a_stall_of_300_ms_every_2_s_is_idle_time(period):
+    """What a scrape of a utilization gauge every 15 s cannot see, the mean over each tick has."""
+
+    class Stalls(Trace):
+        def activity(self, gpu, before, now):
+            told = super().activity(gpu, before, now)
+
+            def work(until):
+                whole, part = divmod(until - START, 2.0)
+                return whole * 1.7 + min(part, 1.7)
+
+            if before is None:
+                return told
+            return replace(told, graphics_ratio=(work(now) - work(before)) / (now - before), utilization_ratio=1.0)
+
+    ticks = [tick * period for tick in range(int(120 / period))]
+    shares = Stalls(("steady", 120)).run(ticks).shares()
+    assert 1 - shares["compute"] == pytest.approx(0.15, abs=WITHIN)
+
+
+class TestWithoutProfiling:
+    def test_busy_is_an_account_of_its_own(self):
+        shares = Trace(("checkpoint-sync", 600 + LAG), profiled=False).run().shares()
+        near(shares, {"busy": sync()["compute"], "checkpoint": sync()["checkpoint"], "host": sync()["host"]}, 0.02)
+        assert "compute" not in shares
+
+    def test_a_hang_shows_after_a_minute(self):
+        shares = Trace(("nccl-hang", 220 + LAG), profiled=False).run().shares()
+        assert shares["waiting"] == pytest.approx(140 / 220, abs=0.02)
+
+
+class TestWithoutProcesses:
+    """No privileged reader at all: NVML alone."""
+
+    def test_a_checkpoint_still_shows_by_the_copies_out_of_the_gpus(self):
+        trace = Trace(("checkpoint-sync", 600 + LAG), processes=False).run()
+        near(trace.shares(), {**sync(), "host": 0.0, "held_idle": sync()["host"]})
+        assert {(found.mode, found.mount) for found in trace.checkpoints} == {("sync", "unknown")}
+
+    def test_a_wait_for_data_is_only_idle(self):
+        shares = Trace(("data-starved", 185 + LAG), processes=False).run().shares()
+        assert "data" not in shares
+        assert "checkpoint" not in shares
+        assert shares["held_idle"] == pytest.approx(0.458, abs=WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "mode", "seconds", "stalled", "size"),
+    [
+        ("checkpoint-sync", "sync", 7, 7, 140e9),
+        ("checkpoint-async", "async", 21, 1, 140e9),
+        ("checkpoint-stall", "sync", 40, 40, 140e9),
+    ],
+)
+@pytest.mark.parametrize("skew", [0.0, 0.6])
+def test_each_checkpoint_is_found_with_its_start_length_and_size(scenario, mode, seconds, stalled, size, skew):
+    trace = Trace((scenario, 400), skew=skew).run()
+    cycle, first = {"checkpoint-sync": (60, 30), "checkpoint-async": (60, 20), "checkpoint-stall": (120, 20)}[scenario]
+    starts = [found.started - START for found in trace.checkpoints]
+    assert starts == pytest.approx(list(range(first, 350, cycle)), abs=1)
+    for found in trace.checkpoints:
+        assert (found.mode, found.mount) == (mode, "/data")
+        assert found.seconds == pytest.approx(seconds, abs=1)
+        assert found.stalled == pytest.approx(stalled, abs=1)
+        assert found.bytes == pytest.approx(size, rel=0.05)
+        assert found.gpu_seconds == pytest.approx(2 * stalled * 0.97, rel=0.04)
+
+
+@pytest.mark.parametrize(
+    "scenario", ["steady", "idle", "data-starved", "nccl-hang", "straggler", "thermal", "gpu-lost", "array-slow"]
+)
+def test_nothing_else_is_taken_for_a_checkpoint(scenario):
+    trace = Trace((scenario, 300)).run()
+    assert not trace.checkpoints
+    assert all("checkpoint" not in trace.shares(index) for index in range(2))
