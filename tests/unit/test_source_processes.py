@@ -1,4 +1,4 @@
-"""Owners of processes, from a tree that stands for /proc."""
+"""Owners of processes, from a tree that stands for /proc; and the handle on what the privileged reader finds."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fakes import FakeClock
 
+from gpuhost_exporter.sources.evidence import Evidence, HostIo
 from gpuhost_exporter.sources.files import Root
-from gpuhost_exporter.sources.processes import owners
+from gpuhost_exporter.sources.processes import Processes, owners
 
 
 def process_of_another_user(path):
@@ -41,3 +43,75 @@ def test_the_real_proc_says_who_owns_this_process():
 @given(st.lists(st.integers()))
 def test_any_process_id_is_answered(pids):
     assert owners(Root.below("/nonexistent"), pids) == frozenset()
+
+
+# What the privileged reader answers
+
+
+class Asked:
+    """A reader that answers when the test says so."""
+
+    def __init__(self):
+        self.clock = FakeClock()
+        self.processes = Processes(self.clock)
+        self.requests = []
+        self.there = True
+        self.processes.connect(self.ask)
+
+    def ask(self, request):
+        self.requests.append(request)
+        return self.there
+
+
+def window(at, *processes):
+    return Evidence(at - 1, at, processes, (), (), (), HostIo(None, None, None), (), 0)
+
+
+def test_each_window_is_handed_out_once_and_the_newest_stays():
+    asked = Asked()
+    asked.processes.follow({"GPU-0": {7}, "GPU-1": ()})
+    assert asked.requests == [{"holding": {"GPU-0": [7], "GPU-1": []}}]
+    asked.processes.put(window(5.0))
+    asked.processes.put(window(6.0))
+    assert [each.at for each in asked.processes.take()] == [5.0, 6.0]
+    assert asked.processes.take() == ()
+    assert asked.processes.last().at == 6.0
+
+
+def test_nothing_is_asked_while_an_answer_is_due_and_a_slow_one_is_said_to_hang():
+    asked = Asked()
+    asked.processes.follow({})
+    asked.processes.follow({})
+    assert len(asked.requests) == 1
+    asked.clock.time += 5
+    assert asked.processes.state() == ("hung", "the privileged reader has been looking at processes for 5 s")
+    asked.processes.put(window(5.0))
+    assert asked.processes.state() == ("ok", "")
+    asked.processes.follow({})
+    assert len(asked.requests) == 2
+
+
+def test_a_reader_that_is_not_there_is_asked_again_the_next_time():
+    asked = Asked()
+    asked.there = False
+    asked.processes.follow({})
+    asked.clock.time += 5
+    assert asked.processes.state()[0] == "starting"
+    asked.processes.follow({})
+    assert len(asked.requests) == 2
+
+
+def test_a_failure_is_told_until_the_next_window():
+    asked = Asked()
+    asked.processes.follow({})
+    asked.processes.fail("unavailable", "the privileged reader ended: gone")
+    assert asked.processes.state() == ("unavailable", "the privileged reader ended: gone")
+    asked.processes.put(window(5.0))
+    assert asked.processes.state() == ("ok", "")
+
+
+def test_windows_that_nobody_takes_do_not_pile_up():
+    asked = Asked()
+    for at in range(100):
+        asked.processes.put(window(float(at)))
+    assert [each.at for each in asked.processes.take()] == [float(at) for at in range(84, 100)]

@@ -71,10 +71,10 @@ def parse_io_stat(text: str, above: frozenset[str]) -> tuple[int, int]:
     """Bytes read from and written to the lowest devices. A device without figures has done nothing."""
     totals = {"rbytes": 0, "wbytes": 0}
     for line in text.splitlines():
-        device, *pairs = line.split()
-        if not pairs or device in above:
+        words = line.split()
+        if not words or words[0] in above:
             continue
-        for pair in pairs:
+        for pair in words[1:]:
             key, _, value = pair.partition("=")
             if key in totals:
                 try:

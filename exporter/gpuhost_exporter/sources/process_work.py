@@ -67,7 +67,7 @@ class Process:
     def advance(self, stat: Stat, io: Io | None) -> Work:
         """Take the counters of now; what came since those before."""
         before, io_before = self._stat, self._io
-        if before is None and stat.start >= self.new_since * TICKS_PER_SECOND:
+        if before is None and stat.start >= int(self.new_since * TICKS_PER_SECOND):
             before, io_before = stat._replace(ticks=0, blocked_ticks=0, reaped_faults=0), Io()
         self._stat, self._io = stat, io
         if before is None:

@@ -95,7 +95,7 @@ def parse_mounts(text: str) -> dict[int, Mount]:
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
         words, kind = left.split(), right.partition(" ")[0]
-        if len(words) > 4 and words[0].isdecimal() and kind and kind not in _NO_DATA:
+        if len(words) > 4 and words[0].isdecimal() and len(words[0]) < 10 and kind and kind not in _NO_DATA:
             mounts[int(words[0])] = Mount(_unescaped(words[4]), kind)
     return mounts
 

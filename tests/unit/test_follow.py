@@ -1,0 +1,367 @@
+"""The GPU processes' follower, on real processes of this kernel and on a tree that stands for /proc."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from support.fakes import FakeClock
+from support.worker import Worker
+
+from gpuhost_exporter.clock import SystemClock
+from gpuhost_exporter.sources import follow
+from gpuhost_exporter.sources.files import Root
+from gpuhost_exporter.sources.follow import Follower
+from gpuhost_exporter.sources.process_work import Process, Work
+
+MB = 1_000_000
+
+
+@pytest.fixture
+def disk():
+    """A folder on a file system with a disk behind it, where there is one."""
+    folder = tempfile.mkdtemp(dir="/var/tmp")
+    if any(line.split()[1:3] == ["/var/tmp", "tmpfs"] for line in Path("/proc/mounts").read_text().splitlines()):
+        pytest.skip("/var/tmp is a tmpfs here")
+    yield folder
+    shutil.rmtree(folder)
+
+
+class Watch:
+    """A follower of real processes, and the sums of what it told of them."""
+
+    def __init__(self, *pids):
+        self.follower = Follower(Root(), SystemClock())
+        self.pids = pids
+        self.last = self.follower.look({"GPU-0": pids})
+
+    def look(self):
+        self.last = self.follower.look({"GPU-0": self.pids})
+        return {process.pid: process for process in self.last.processes}
+
+    def until(self, holds):
+        deadline = time.monotonic() + 5
+        while not holds(seen := self.look()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return seen
+
+
+# What the kernel counts of each way to write, bytes a megabyte: (system calls, page cache).
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        pytest.param("write", (50, 50), id="buffered"),
+        pytest.param("mapped", (0, 50), id="mmap is in no system call"),
+        pytest.param("direct", (52, 52), id="direct counts when it is submitted"),
+    ],
+)
+def test_each_way_to_write_a_file_is_seen(disk, way, expected):
+    with Worker() as worker:
+        watch = Watch(worker.pid)
+        worker.do(way, f"{disk}/file", 50)
+        seen = watch.look()[worker.pid]
+        assert (seen.written_chars / MB, seen.write_bytes / MB) == pytest.approx(expected, rel=0.05, abs=0.5)
+        assert seen.wrote == pytest.approx(max(expected) * MB, rel=0.05)
+        assert watch.look()[worker.pid].wrote == 0
+
+
+def test_an_overwrite_of_what_is_dirty_shows_in_system_calls_only(disk):
+    with Worker() as worker:
+        worker.do("write", f"{disk}/file", 20)
+        watch = Watch(worker.pid)
+        worker.do("overwrite", f"{disk}/file", 20)
+        seen = watch.look()[worker.pid]
+        # Unless writeback came between, which makes pages dirty anew.
+        assert seen.written_chars >= 20 * MB > seen.write_bytes / 2
+        assert seen.wrote == pytest.approx(20 * MB, rel=0.05)
+
+
+def test_tmpfs_shows_in_system_calls_only():
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, Worker() as worker:
+        watch = Watch(worker.pid)
+        worker.do("write", f"{folder}/file", 20)
+        seen = watch.look()[worker.pid]
+        assert seen.written_chars == pytest.approx(20 * MB, rel=0.05)
+        assert seen.write_bytes == 0
+
+
+def test_bytes_sent_over_a_socket_are_not_taken_for_files():
+    with Worker() as worker:
+        watch = Watch(worker.pid)
+        worker.do("send", 20)
+        assert watch.look()[worker.pid].wrote < MB
+
+
+def test_what_is_removed_before_it_is_written_is_told(disk):
+    with Worker() as worker:
+        watch = Watch(worker.pid)
+        worker.do("write", f"{disk}/file", 20)
+        worker.do("unlink", f"{disk}/file")
+        seen = watch.look()[worker.pid]
+        assert 0 < seen.cancelled_bytes <= 21 * MB
+
+
+def test_a_child_is_followed_and_what_its_parent_inherits_is_counted_once(disk):
+    with Worker() as worker:
+        watch = Watch(worker.pid)
+        child = worker.do("fork", "write", f"{disk}/file", 30)
+        seen = watch.look()
+        assert seen[child].wrote == pytest.approx(30 * MB, rel=0.05)
+        assert (seen[child].holder, seen[child].ppid, seen[child].gpus) == (worker.pid, worker.pid, ())
+        assert (seen[child].role, seen[child].role_evidence) == ("writer", "wrote 30 MB")
+        worker.do("reap")
+        seen = watch.look()
+        assert child not in seen
+        assert seen[worker.pid].wrote < MB  # the kernel has just added 30 MB to it
+
+
+def test_a_zombie_leaves_nothing_until_it_is_waited_for(disk):
+    with Worker() as worker:
+        watch = Watch(worker.pid)
+        child = worker.do("fork", "write", f"{disk}/file", 10)
+        watch.look()
+        worker.do("end")
+        seen = watch.until(lambda seen: seen[child].state == "Z")
+        assert seen[worker.pid].wrote < MB
+
+
+def test_a_child_that_nobody_saw_is_its_parents(disk):
+    with Worker() as worker:
+        watch = Watch(worker.pid)
+        worker.do("fork", "write", f"{disk}/file", 30)
+        worker.do("reap")
+        assert watch.look()[worker.pid].wrote == pytest.approx(30 * MB, rel=0.05)
+
+
+def test_what_the_last_second_of_a_child_wrote_is_its_parents(disk):
+    """Two generations: the child is seen with 10 MB and then inherits 30 MB from one that nobody saw."""
+    with Worker() as worker:
+        watch = Watch(worker.pid)
+        worker.do("fork", "write", f"{disk}/file", 10)
+        first = sum(process.wrote for process in watch.look().values())
+        worker.do("reap")
+        worker.do("fork", "write", f"{disk}/other", 30)
+        worker.do("reap")
+        assert first + watch.look()[worker.pid].wrote == pytest.approx(40 * MB, rel=0.05)
+
+
+def test_a_parent_that_ignores_its_children_inherits_nothing_and_loses_nothing(disk):
+    with Worker() as worker:
+        worker.do("ignore")
+        watch = Watch(worker.pid)
+        child = worker.do("fork", "write", f"{disk}/file", 30)
+        watch.look()
+        worker.do("reap")
+        watch.until(lambda seen: child not in seen)
+        worker.do("write", f"{disk}/other", 40)
+        assert watch.look()[worker.pid].wrote == pytest.approx(40 * MB, rel=0.05)
+
+
+def test_what_was_before_is_not_told_and_what_is_told_has_its_window():
+    with Worker() as worker:
+        watch = Watch(worker.pid)
+        (first,) = watch.last.processes
+        assert (first.wrote, first.read, first.cpu_seconds) == (None, None, None)
+        assert watch.last.since == watch.last.at
+        assert (first.role, first.gpus, first.denied) == ("holder", ("GPU-0",), False)
+        assert first.start == pytest.approx(SystemClock().now(), abs=5)
+        worker.do("burn", 0.2)
+        before = watch.last.at
+        seen = watch.look()[worker.pid]
+        assert seen.cpu_seconds == pytest.approx(0.2, abs=0.05)
+        assert watch.last.since == before < watch.last.at
+
+
+def test_readers_and_burners_below_a_holder_are_loaders(disk):
+    with Worker() as worker:
+        worker.do("write", f"{disk}/file", 20)
+        watch = Watch(worker.pid)
+        reader = worker.do("fork", "read", f"{disk}/file")
+        burner = worker.do("fork", "burn", 1.1)
+        idler = worker.do("fork")
+        seen = watch.look()
+        assert (seen[reader].role, seen[reader].role_evidence) == ("loader", "read 20 MB")
+        assert seen[burner].role == "loader"
+        assert seen[burner].role_evidence.startswith("cpu 1.")
+        assert (seen[idler].role, seen[idler].role_evidence) == ("other", "")
+
+
+def test_where_much_is_written_is_told_by_mount():
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, Worker() as worker:
+        watch = Watch(worker.pid)
+        worker.do("keep", f"{folder}/file", 40)
+        seen = watch.look()[worker.pid]
+        assert (seen.mount, seen.mount_type) == ("/dev/shm", "tmpfs")
+
+
+def test_threads_are_looked_at_in_turn():
+    with Worker() as worker:
+        worker.do("threads", 20)
+        watch = Watch(worker.pid)
+        seen = watch.look()[worker.pid]
+        assert (seen.threads, seen.threads_blocked) == (21, 0)
+        assert 1 < seen.threads_looked <= 1 + follow.THREADS_A_LOOK
+
+
+def test_a_holder_that_has_ended_is_unseen_and_one_no_longer_named_is_let_go():
+    with Worker() as one, Worker() as two:
+        watch = Watch(one.pid, two.pid)
+        watch.pids = (two.pid,)
+        assert set(watch.look()) == {two.pid}
+        watch.pids = (two.pid, 2**22 + 1)
+        assert set(watch.look()) == {two.pid}
+        assert watch.last.unseen == (2**22 + 1,)
+
+
+def test_the_environment_is_read_once_and_names_the_rank():
+    with Worker({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "AWS_SECRET": "x"}) as worker:
+        watch = Watch(worker.pid)
+        watch.until(lambda _: watch.last.job_of(worker.pid).rank is not None)
+        identity = watch.last.job_of(worker.pid)
+        assert (identity.rank, identity.local_rank, identity.world_size) == (5, 1, 16)
+        assert identity.uid == os.geteuid()
+        assert "x" not in (identity.name, identity.account, identity.user)
+
+
+# A tree in place of /proc
+
+
+class Proc:
+    def __init__(self, folder):
+        self.folder = folder / "proc"
+        self.clock = FakeClock()
+        self.clock.time = 1000.0
+        self.follower = Follower(Root.below(str(folder)), self.clock)
+
+    def put(self, pid, *, start=0, ppid=1, written=0, faults=0, reaped=0, ticks=0, children=(), state="S", delay=0):
+        folder = self.folder / str(pid)
+        (folder / "task" / str(pid)).mkdir(parents=True, exist_ok=True)
+        words = dict.fromkeys(range(3, 53), 0)  # by the field's number in proc(5)
+        words |= {3: state, 4: ppid, 10: faults, 11: reaped, 14: ticks, 20: 1, 22: start, 42: delay}
+        (folder / "stat").write_text(f"{pid} (a) b) {' '.join(map(str, words.values()))}\n")
+        (folder / "io").write_text(
+            f"rchar: 0\nwchar: {written}\nsyscr: 0\nsyscw: 0\nread_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n"
+        )
+        (folder / "task" / str(pid) / "children").write_text(" ".join(map(str, children)))
+
+    def end(self, pid):
+        shutil.rmtree(self.folder / str(pid))
+
+    def look(self, *pids, seconds=1.0):
+        self.clock.time += seconds
+        self.evidence = self.follower.look({"GPU-0": pids or (10,)})
+        return {process.pid: process for process in self.evidence.processes}
+
+
+@pytest.fixture
+def proc(tmp_path):
+    return Proc(tmp_path)
+
+
+def test_a_number_that_is_used_again_is_another_process(proc):
+    proc.put(10, start=500, written=900, ticks=300)
+    proc.look()
+    proc.put(10, start=100_150, written=70, ticks=5)
+    assert proc.look() == {}
+    seen = proc.look()[10]
+    assert (seen.start, seen.written_chars) == (1001.5, None)
+    proc.put(10, start=100_150, written=75, ticks=8)
+    seen = proc.look()[10]
+    assert (seen.written_chars, seen.cpu_seconds) == (5, 0.03)
+
+
+def test_a_childs_number_that_is_used_again_starts_from_nothing(proc):
+    proc.put(10, children=[11])
+    proc.put(11, ppid=10, start=1, written=800)
+    proc.look()
+    proc.put(11, ppid=10, start=100_250, written=30)
+    proc.look()
+    assert proc.look()[11].written_chars == 30
+
+
+def test_a_child_older_than_the_watch_has_no_past_and_a_younger_one_all_of_it(proc):
+    proc.put(10, children=[11])
+    proc.put(11, ppid=10, start=99_000, written=800)
+    assert proc.look()[11].written_chars is None
+    proc.put(10, children=[11, 12])
+    proc.put(12, ppid=10, start=100_150, written=40)
+    seen = proc.look()
+    assert (seen[11].written_chars, seen[12].written_chars) == (0, 40)
+
+
+def test_a_child_that_is_waited_for_a_second_late_is_taken_off_then(proc):
+    proc.put(10, children=[11])
+    proc.put(11, ppid=10, start=100_050, written=500, faults=90)
+    proc.look()
+    proc.end(11)
+    proc.put(10)
+    assert proc.look()[10].written_chars == 0
+    proc.put(10, written=520, reaped=95)
+    assert proc.look()[10].written_chars == 20
+
+
+def test_what_is_taken_off_too_early_is_owed(proc):
+    """The child was waited for between the reads of its parent's io and stat."""
+    proc.put(10, children=[11])
+    proc.put(11, ppid=10, start=100_050, written=500, faults=90)
+    proc.look()
+    proc.end(11)
+    proc.put(10, written=0, reaped=95)
+    assert proc.look()[10].written_chars == 0
+    proc.put(10, written=530, reaped=95)
+    assert proc.look()[10].written_chars == 30
+
+
+def test_a_grandchild_reaches_the_grandparent_through_one_that_ended_too(proc):
+    proc.put(10, children=[11])
+    proc.put(11, ppid=10, start=100_050, written=100, faults=10, children=[12])
+    proc.put(12, ppid=11, start=100_050, written=500, faults=20)
+    proc.look()
+    proc.end(11)
+    proc.end(12)
+    proc.put(10, written=600, reaped=33)
+    assert proc.look()[10].written_chars == 0
+
+
+def test_no_more_processes_are_followed_than_the_limit_and_the_rest_is_counted(proc, monkeypatch):
+    monkeypatch.setattr(follow, "MOST_PROCESSES", 4)
+    proc.put(10, children=range(20, 30))
+    for pid in range(20, 30):
+        proc.put(pid, ppid=10)
+    assert len(proc.look()) == 4
+    assert proc.evidence.left_out == 7
+
+
+def test_waiting_for_blocks_is_told_only_where_the_kernel_counts_it(proc):
+    proc.put(10, delay=50)
+    proc.look()
+    proc.put(10, delay=90)
+    assert proc.look()[10].blocked_seconds is None
+    (proc.folder / "sys/kernel").mkdir(parents=True)
+    (proc.folder / "sys/kernel/task_delayacct").write_text("1\n")
+    proc.look(seconds=61)
+    proc.put(10, delay=140)
+    assert proc.look()[10].blocked_seconds == 0.5
+
+
+def test_what_cannot_be_read_costs_that_process_only(proc):
+    proc.put(10)
+    proc.put(20)
+    proc.look(10, 20)
+    (proc.folder / "20/stat").write_text("nonsense")
+    (proc.folder / "10/io").write_text("rchar: 1\n")
+    proc.put(30)
+    assert set(proc.look(10, 20, 30)) == {30}
+
+
+def test_a_role_fades_when_the_work_stops():
+    process = Process(11, 10, 0.0)
+    process._written = 100 * MB
+    roles = [process.role(Work(None, None, None), 1.0)[0] for _ in range(60)]
+    assert roles[0] == "writer"
+    assert roles[-1] == "other"

@@ -1,0 +1,233 @@
+"""Files of one process, control groups and host counters: what is read of them, and that nothing else breaks it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuhost_exporter.errors import Malformed, SourceError
+from gpuhost_exporter.sources import cgroups, procfs, writeback
+from gpuhost_exporter.sources.evidence import CgroupIo
+from gpuhost_exporter.sources.files import Root
+from gpuhost_exporter.sources.procfs import Io, Mount, Stat
+
+STAT = (
+    "4711 (py) thon (3)) D 4700 4700 4700 0 -1 4194304 9120331 7 412 0 5120 568 90 9 20 0 187 0 502125 "
+    "184467440737 10307528 18446744073709551615 1 1 0 0 0 0 0 16781312 16386 0 0 0 17 3 0 0 42 0 0 0 0 0 0 0 0 0 0"
+)
+
+
+def test_a_name_may_hold_spaces_and_parentheses():
+    assert procfs.parse_stat(STAT) == Stat("py) thon (3)", "D", 4700, 9120338, 7, 5688, 187, 502125, 42)
+
+
+def test_io_counters_by_their_names():
+    text = "rchar: 300\nwchar: 20\nsyscr: 2\nsyscw: 1\nread_bytes: 4\nwrite_bytes: 4096\ncancelled_write_bytes: 9"
+    assert procfs.parse_io(text) == Io(300, 20, 4, 4096, 9)
+
+
+def test_pids_of_another_namespace_are_left_out():
+    assert procfs.parse_pids("12 0 13\n") == [12, 13]
+    assert procfs.parse_pids("") == []
+
+
+def test_mounts_have_their_own_names_back_and_no_kernel_file_systems():
+    text = (
+        "29 1 9:0 / /mnt/my\\040data rw,relatime shared:1 - ext4 /dev/md0 rw\n"
+        "30 1 0:5 / /proc rw - proc proc rw\n"
+        "31 1 0:44 / /scratch rw shared:3 master:1 - nfs4 server:/x rw"
+    )
+    assert procfs.parse_mounts(text) == {29: Mount("/mnt/my data", "ext4"), 31: Mount("/scratch", "nfs4")}
+
+
+def test_the_mount_is_that_of_the_largest_file_open_for_writing(tmp_path):
+    root = Root.below(str(tmp_path))
+    folder = tmp_path / "proc/9"
+    (folder / "fd").mkdir(parents=True)
+    (folder / "fdinfo").mkdir()
+    files = {
+        3: ("/scratch/shard.bin", 900, "0100000", 31),  # read
+        4: ("/mnt/data/model.pt", 500, "0100001", 29),
+        5: ("/var/log/train.log", 20, "0102001", 28),
+        6: ("socket:[99]", 10_000, "02", 9),
+        7: ("/dev/nvidia0", 10_000, "0100002", 30),
+    }
+    for number, (target, position, flags, mount) in files.items():
+        (folder / f"fd/{number}").symlink_to(target)
+        (folder / f"fdinfo/{number}").write_text(f"pos:\t{position}\nflags:\t{flags}\nmnt_id:\t{mount}\nino:\t5\n")
+    (folder / "mountinfo").write_text(
+        "28 1 8:1 / / rw - ext4 /dev/sda1 rw\n29 28 9:0 / /mnt/data rw - xfs /dev/md0 rw\n"
+        "31 28 0:44 / /scratch rw - nfs4 server:/x rw\n"
+    )
+    assert procfs.written_mount(root, 9) == Mount("/mnt/data", "xfs")
+    (folder / "fd/4").unlink()
+    assert procfs.written_mount(root, 9) == Mount("/", "ext4")
+    (folder / "fd/5").unlink()
+    assert procfs.written_mount(root, 9) is None
+    assert procfs.written_mount(root, 10) is None
+
+
+def test_this_process_threads_are_listed():
+    assert os.getpid() in procfs.threads(Root(), os.getpid())
+
+
+@pytest.mark.parametrize("parse", [procfs.parse_stat, procfs.parse_io, writeback.parse_vmstat])
+def test_a_wrong_text_is_named(parse):
+    with pytest.raises(Malformed, match="expected"):
+        parse("nonsense")
+
+
+@given(st.text())
+def test_no_text_raises_anything_else(text):
+    for parse in (
+        procfs.parse_stat,
+        procfs.parse_io,
+        procfs.parse_pids,
+        procfs.parse_mounts,
+        writeback.parse_vmstat,
+        lambda each: writeback.parse_drives(each, frozenset(each.split()[2:3])),
+        lambda each: cgroups.parse_io_stat(each, frozenset()),
+        lambda each: cgroups.parse_number(each, each.partition(" ")[0]),
+    ):
+        try:
+            parse(text)
+        except SourceError:
+            continue
+
+
+# The host
+
+
+def host(folder, dirtied=0, written=0, wrote=0):
+    for name, number in (("nvme0n1", "259:0"), ("md0", "9:0"), ("loop1", "7:1")):
+        (folder / f"sys/block/{name}").mkdir(parents=True, exist_ok=True)
+        (folder / f"sys/block/{name}/dev").write_text(f"{number}\n")
+    (folder / "proc").mkdir(exist_ok=True)
+    (folder / "proc/vmstat").write_text(f"nr_free_pages 5\nnr_dirtied {dirtied}\nnr_written {written}\n")
+    rows = (
+        f"{major} {minor} {name} 1 0 8 1 1 0 {wrote // 512} 1 0 1 1"
+        for major, minor, name in ((259, 0, "nvme0n1"), (259, 1, "nvme0n1p1"), (9, 0, "md0"), (7, 1, "loop1"))
+    )
+    (folder / "proc/diskstats").write_text("\n".join(rows))
+
+
+def test_what_the_host_wrote_is_counted_at_the_drives_once(tmp_path):
+    host(tmp_path, 100, 50)
+    counters = writeback.HostCounters(Root.below(str(tmp_path)))
+    counters.refresh()
+    first = counters.look()
+    assert (first.dirtied_bytes, first.written_bytes, first.devices) == (None, None, None)
+    host(tmp_path, 110, 53, 5120)
+    told = counters.look()
+    assert (told.dirtied_bytes, told.written_bytes) == (10 * writeback.PAGE_BYTES, 3 * writeback.PAGE_BYTES)
+    assert [(device.name, device.read_bytes, device.write_bytes) for device in told.devices] == [("nvme0n1", 0, 5120)]
+
+
+def test_a_host_that_does_not_tell_is_not_taken_for_idle(tmp_path):
+    host(tmp_path)
+    counters = writeback.HostCounters(Root.below(str(tmp_path)))
+    counters.refresh()
+    counters.look()
+    (tmp_path / "proc/vmstat").write_text("nr_free_pages 5\n")
+    (tmp_path / "proc/diskstats").unlink()
+    told = counters.look()
+    assert (told.dirtied_bytes, told.written_bytes, told.devices) == (None, None, ())
+
+
+def test_this_hosts_counters_only_grow():
+    counters = writeback.HostCounters(Root())
+    counters.refresh()
+    counters.look()
+    told = counters.look()
+    assert told.dirtied_bytes >= 0
+    assert all(device.write_bytes >= 0 for device in told.devices or ())
+
+
+# Control groups
+
+JOB = "/system.slice/slurmstepd.scope/job_7/step_0/user/task_0"
+
+
+class Groups:
+    def __init__(self, folder):
+        self.base = folder / "sys/fs/cgroup"
+        self.base.mkdir(parents=True)
+        (self.base / "cgroup.controllers").write_text("io memory\n")
+        host(folder)
+        self.groups = cgroups.Groups(Root.below(str(folder)))
+        self.groups.refresh()
+
+    def put(self, path, wrote=0, dirty=0, read=0, stalled=0, used=0):
+        folder = self.base / path[1:]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "io.stat").write_text(
+            f"259:0 rbytes={read} wbytes={wrote} rios=1 wios=1 dbytes=0 dios=0\n"
+            f"9:0 rbytes={read} wbytes={wrote} rios=1 wios=1 dbytes=0 dios=0\n253:1\n"
+        )
+        (folder / "memory.stat").write_text(f"anon 1\nfile_dirty {dirty}\nfile_writeback 77\n")
+        (folder / "io.pressure").write_text(
+            f"some avg10=0.00 avg60=0.00 avg300=0.00 total={stalled}\n"
+            f"full avg10=0.00 avg60=0.00 avg300=0.00 total={stalled // 2}\n"
+        )
+        (folder / "cpu.stat").write_text(f"usage_usec {used}\nuser_usec 1\n")
+        (folder / "cgroup.procs").write_text("7\n8\n")
+
+
+@pytest.fixture
+def groups(tmp_path):
+    return Groups(tmp_path)
+
+
+def test_a_group_tells_what_it_wrote_and_made_dirty_without_arrays_counted_twice(groups):
+    groups.put(JOB)
+    assert groups.groups.look({JOB: "slurm:7"}) == (CgroupIo(JOB, "slurm:7", None, None, None, None, None, None),)
+    groups.put(JOB, wrote=4096, dirty=6000, read=512, stalled=2_000_000, used=1_500_000)
+    (told,) = groups.groups.look({JOB: "slurm:7"})
+    assert told == CgroupIo(JOB, "slurm:7", 512, 4096, 10_096, 2.0, 1.0, 1.5)
+    assert groups.groups.members(JOB) == [7, 8]
+
+
+def test_without_a_memory_controller_nothing_is_said_of_dirty_pages(groups):
+    groups.put(JOB)
+    groups.groups.look({JOB: None})
+    groups.put(JOB, wrote=4096)
+    (groups.base / JOB[1:] / "memory.stat").unlink()
+    (told,) = groups.groups.look({JOB: None})
+    assert (told.write_bytes, told.dirtied_bytes) == (4096, None)
+
+
+def test_tasks_without_counters_of_their_own_are_told_as_their_step_once(groups):
+    step = JOB.rpartition("/")[0]
+    groups.put(step)
+    (groups.base / JOB[1:]).mkdir()
+    told = groups.groups.look({JOB: "slurm:7", f"{step}/task_1": "slurm:7"})
+    assert [group.path for group in told] == [step]
+
+
+@pytest.mark.parametrize("path", ["/user.slice/session-3.scope", "/", "/system.slice/slurmstepd.scope/job_9"])
+def test_a_group_that_holds_others_too_is_not_taken_for_the_jobs(groups, path):
+    groups.put("/user.slice")
+    groups.put("/system.slice")
+    groups.put("/system.slice/slurmstepd.scope")
+    assert groups.groups.look({path: None}) == ()
+
+
+def test_a_group_that_ends_is_left_out_and_its_siblings_stay(groups):
+    other = JOB.replace("job_7", "job_8")
+    groups.put(JOB)
+    groups.put(other)
+    groups.groups.look({JOB: None, other: None})
+    shutil.rmtree(groups.base / JOB[1:])
+    assert [group.path for group in groups.groups.look({JOB: None, other: None})] == [other]
+
+
+def test_hosts_with_version_1_only_tell_nothing(tmp_path):
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    found = cgroups.Groups(Root.below(str(tmp_path)))
+    found.refresh()
+    assert found.look({JOB: None}) == ()
+    assert found.members(JOB) == []
