@@ -148,8 +148,8 @@ class Ledger:
             gpu.activity = activity
         elif state == "ok" and activity is not None and activity.processes == () and now - activity.at < _EMPTY_SECONDS:
             self._tell(gpu, Piece(told, now))
-        elif now - told > _SILENCE_SECONDS:
-            self._tell(gpu, Piece(told, now, state="unknown"))
+        if now - gpu.book.told > _SILENCE_SECONDS:
+            self._tell(gpu, Piece(gpu.book.told, now, state="unknown"))
 
     def _owned(self, piece: Piece, activity: Activity) -> Piece:
         """The piece with the jobs whose processes have the GPU."""

@@ -1,0 +1,219 @@
+"""Whatever is told, each second is booked once: to one account, in order, for good."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.gpus import reading
+from support.traces import Trace
+
+from gpuhost_exporter.ledger.accounts import ACCOUNTS
+from gpuhost_exporter.ledger.ledger import HOLD_SECONDS, Ledger, Seen
+from gpuhost_exporter.ledger.piece import HOST
+from gpuhost_exporter.ledger.thresholds import Thresholds
+from gpuhost_exporter.sources.evidence import Evidence, HostIo, JobIdentity, ProcessSample
+from gpuhost_exporter.sources.nvml.client import GPU_STATES
+from gpuhost_exporter.sources.nvml.readings import Activity, Process
+
+MOST_PENDING = 5.0
+PROCESSES = (None, (), (Process(1, None),), (Process(2, None),), (Process(1, None), Process(2, None)))
+
+
+def maybe(draw, value):
+    return value if draw.random() < 0.8 else None
+
+
+def activity(draw, now):
+    at = now - draw.choice([0.0, 0.02, 0.9, 3.0, 14.0])
+    ratio = [maybe(draw, draw.choice([0.0, 1.0, draw.random()])) for _ in range(5)]
+    return reading(
+        Activity,
+        uuid=draw.choice(["GPU-0", "GPU-1"]),
+        since=at - draw.choice([0.0, 1.0, 1.1, 20.0]),
+        at=at,
+        gpm=draw.choice(["ok", "mig", "permission"]),
+        graphics_ratio=ratio[0],
+        sm_active_ratio=ratio[1],
+        tensor_ratio=ratio[2],
+        memory_bandwidth_ratio=ratio[3],
+        utilization_ratio=ratio[4],
+        pcie_tx_bytes_per_second=maybe(draw, draw.uniform(0, 60e9)),
+        pcie_rx_bytes_per_second=maybe(draw, draw.uniform(0, 60e9)),
+        nvlink_tx_bytes=maybe(draw, draw.randrange(10**15)),
+        sm_clock_hertz=maybe(draw, draw.uniform(0, 2e9)),
+        clock_event_reasons=maybe(draw, draw.randrange(0x1000)),
+        power_watts=maybe(draw, draw.uniform(0, 700)),
+        processes=draw.choice(PROCESSES),
+    )
+
+
+def window(draw, now):
+    at = now - draw.choice([0.0, 0.5, 4.0])
+    samples = tuple(
+        ProcessSample(
+            pid=pid,
+            start=0.0,
+            ppid=1,
+            holder=pid,
+            gpus=(f"GPU-{pid - 1}",),
+            role=draw.choice(["holder", "loader", "writer", "other"]),
+            role_evidence="",
+            job=f"slurm:{pid}",
+            comm="python3",
+            state="R",
+            threads=1,
+            threads_looked=1,
+            threads_blocked=draw.randrange(2),
+            cpu_seconds=maybe(draw, draw.uniform(0, 8)),
+            blocked_seconds=None,
+            denied=draw.random() < 0.2,
+            read_chars=maybe(draw, draw.randrange(10**11)),
+            written_chars=maybe(draw, draw.randrange(10**11)),
+            read_bytes=maybe(draw, draw.randrange(10**11)),
+            write_bytes=maybe(draw, draw.randrange(10**11)),
+            cancelled_bytes=0,
+        )
+        for pid in (1, 2)
+        if draw.random() < 0.7
+    )
+    return Evidence(
+        since=at - draw.choice([0.0, 0.3, 1.0, 5.0]),
+        at=at,
+        processes=samples,
+        jobs=tuple(JobIdentity("slurm", str(sample.pid)) for sample in samples),
+        holders=tuple((sample.pid, number) for number, sample in enumerate(samples)),
+        cgroups=(),
+        host=HostIo(maybe(draw, draw.randrange(10**11)), None, draw.choice([None, ()])),
+        unseen=(),
+        left_out=0,
+    )
+
+
+def history(draw):
+    now = 1000.0
+    for _ in range(draw.randrange(1, 40)):
+        now += draw.choice([0.0, 0.2, 0.97, 1.0, 1.03, 2.4, 7.0, 100.0])
+        known = [uuid for uuid in ("GPU-0", "GPU-1") if draw.random() < 0.9]
+        yield (
+            now,
+            Seen(
+                states={uuid: draw.choice(("ok",) * 9 + GPU_STATES) for uuid in known},
+                activities=[activity(draw, now) for _ in range(draw.randrange(3))],
+                windows=[window(draw, now) for _ in range(draw.randrange(3))],
+                power_limits={"GPU-0": 700.0},
+            ),
+        )
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32))
+def test_any_history_books_exactly_the_time_that_passed(seed):
+    spent = dict.fromkeys(("GPU-0", "GPU-1"), 0.0)
+
+    def spend(_at, uuid, account, seconds):
+        assert account in ACCOUNTS
+        assert seconds >= 0
+        spent[uuid] += seconds
+
+    ledger = Ledger(Thresholds(), spend)
+    before = {}
+    for now, seen in history(random.Random(seed)):
+        ended = ledger.tick(now, seen)
+        assert all(found.seconds >= 0 and found.gpu_seconds >= 0 and found.bytes >= 0 for found in ended)
+        for uuid, book in ledger.books.items():
+            assert sum(book.totals.values()) == pytest.approx(book.booked - book.began, abs=1e-6)
+            assert spent[uuid] == pytest.approx(book.booked - book.began, abs=1e-6)
+            assert book.booked <= book.told <= now
+            assert now - book.booked <= MOST_PENDING
+            after = dict(book.totals)
+            assert all(after[account] >= before.get(uuid, after)[account] for account in ACCOUNTS)
+            before[uuid] = after
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(["checkpoint-sync", "checkpoint-async", "data-starved", "gpu-reset", "thermal"]),
+    st.lists(st.sampled_from([0.8, 0.98, 1.0, 1.02, 1.3, 2.0, 3.1]), min_size=60, max_size=60),
+)
+def test_ticks_that_come_early_late_or_not_at_all_lose_nothing(scenario, pauses):
+    ticks = list(itertools.accumulate(pauses, initial=0.0))
+    trace = Trace((scenario, ticks[-1]), count=4).run(ticks)
+    for gpu in trace.gpus:
+        book = trace.ledger.books[gpu.uuid]
+        assert sum(book.totals.values()) == pytest.approx(book.booked - book.began, abs=1e-6)
+        assert trace.now - book.booked <= MOST_PENDING
+
+
+def ticks_of(trace, moments):
+    for moment in moments:
+        trace.tick(1000.0 + moment)
+
+
+def test_a_suspended_host_was_nobody_knows_what():
+    """CLOCK_BOOTTIME goes on; no average spans it, since the readers begin anew."""
+
+    class Slept(Trace):
+        def change(self, seen):
+            if self.now != 1010.0 + 3600:
+                return seen
+            return Seen(
+                seen.states,
+                [replace(each, since=each.at, gpm="warming_up", graphics_ratio=None) for each in seen.activities],
+            )
+
+    trace = Slept(("steady", 4000))
+    ticks_of(trace, [*range(11), *range(3610, 3630)])
+    totals = trace.ledger.books[trace.gpus[0].uuid].totals
+    assert totals["unknown"] == pytest.approx(3600, abs=1)
+
+
+@pytest.mark.parametrize("state", ["hung", "unknown", "unreadable"])
+def test_while_nothing_answers_time_is_booked_as_unknown_as_it_passes(state):
+    trace = Trace(("steady", 100))
+    ticks_of(trace, range(20))
+    for now in range(1020, 1060):
+        seen = Seen({gpu.uuid: state for gpu in trace.gpus}, ())
+        trace.ledger.tick(float(now), seen)
+        for book in trace.ledger.books.values():
+            assert now - book.booked <= MOST_PENDING
+    totals = trace.ledger.books[trace.gpus[0].uuid].totals
+    assert totals["unknown"] == pytest.approx(40 - HOLD_SECONDS, abs=1.5)
+    assert totals["lost"] == 0
+
+
+def test_a_driver_upgrade_is_unknown_and_not_lost_and_what_follows_is_booked_again():
+    trace = Trace(("steady", 200))
+    ticks_of(trace, range(20))
+    for now in range(1020, 1050):
+        trace.ledger.tick(float(now), Seen({gpu.uuid: "unknown" for gpu in trace.gpus}, ()))
+    ticks_of(trace, range(50, 100))
+    shares = trace.shares()
+    assert "lost" not in shares
+    assert shares["unknown"] == pytest.approx(30 / 96, abs=0.02)
+    assert shares["compute"] == pytest.approx(66 / 96 * 0.96, abs=0.02)
+
+
+def test_an_idle_gpu_that_is_read_each_15_s_is_unallocated_all_the_time():
+    ledger = Ledger(Thresholds())
+    last = None
+    for now in range(1000, 1100):
+        if now % 15 == 0 or last is None:
+            last = reading(Activity, uuid="GPU-0", since=now - 15.0, at=float(now), gpm="ok", graphics_ratio=0.0,
+                           utilization_ratio=0.0, processes=())  # fmt: skip
+        ledger.tick(now + 0.05, Seen({"GPU-0": "ok"}, [last]))
+    book = ledger.books["GPU-0"]
+    assert {account for account, seconds in book.totals.items() if seconds} == {"unallocated"}
+
+
+def test_a_gpu_in_instances_is_unknown_while_it_is_held():
+    ledger = Ledger(Thresholds())
+    for now in range(1000, 1030):
+        told = reading(Activity, uuid="GPU-0", since=now - 1.0, at=float(now), gpm="mig", processes=(Process(1, None),))
+        ledger.tick(float(now), Seen({"GPU-0": "ok"}, [told]))
+    assert {name for name, seconds in ledger.books["GPU-0"].totals.items() if seconds} == {"unknown"}
+    assert HOST not in ledger.works
