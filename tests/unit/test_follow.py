@@ -328,6 +328,36 @@ def test_a_grandchild_reaches_the_grandparent_through_one_that_ended_too(proc):
     assert proc.look()[10].written_chars == 0
 
 
+STEP = "/system.slice/slurmstepd.scope/job_7/step_0/user/task_0"
+SESSION = "/user.slice/user-0.slice/session-1.scope"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "followed"),
+    [
+        pytest.param(STEP, {10, 50}, id="the job's own"),
+        pytest.param(SESSION, {10}, id="a login session's, though Slurm's by its environment"),
+        pytest.param("/", {10}, id="everybody's"),
+    ],
+)
+def test_companions_of_a_holder_are_followed_where_the_control_group_is_the_jobs(proc, cgroup, followed):
+    group = proc.folder.parent / "sys/fs/cgroup" / cgroup[1:]
+    group.mkdir(parents=True)
+    (group / "cgroup.procs").write_text("10\n50\n")
+    (proc.folder.parent / "sys/fs/cgroup/cgroup.controllers").write_text("io\n")
+    proc.put(10)
+    proc.put(50)
+    (proc.folder / "10/cgroup").write_text(f"0::{cgroup}\n")
+    (proc.folder / "10/environ").write_bytes(b"SLURM_JOB_ID=7")
+    proc.look()
+    deadline = time.monotonic() + 5
+    while proc.evidence.job_of(10).key != "slurm:7":
+        assert time.monotonic() < deadline
+        proc.look(seconds=0)
+    proc.look(seconds=10)
+    assert set(proc.look(seconds=10)) == followed
+
+
 def test_no_more_processes_are_followed_than_the_limit_and_the_rest_is_counted(proc, monkeypatch):
     monkeypatch.setattr(follow, "MOST_PROCESSES", 4)
     proc.put(10, children=range(20, 30))

@@ -37,6 +37,7 @@ class _Holder:
     start: int
     cgroup_text: str
     cgroup: str | None  # path in version 2
+    own_cgroup: bool  # it is the job's, by its name; a login session's or a service's may hold anything
     uid: int | None
     identity: JobIdentity | None
 
@@ -113,7 +114,8 @@ class Follower:
         text = optional_text(f"{self._root.proc}/{pid}/cgroup") or ""
         uid = jobs.owner(self._root, pid)
         identity = jobs.identify(text, {}, uid)
-        self._holders[pid] = _Holder(now, stat.start, text, jobs.unified_path(text), uid, identity)
+        own_cgroup = identity is not None and identity.kind != "user"
+        self._holders[pid] = _Holder(now, stat.start, text, jobs.unified_path(text), own_cgroup, uid, identity)
         self._environments.ask(pid, stat.start)
         if known is None:
             self._processes[pid] = Process(pid, pid, now, stat.start)
@@ -135,9 +137,9 @@ class Follower:
                 process.threads = procfs.threads(self._root, process.pid)
                 found = self._children(process, now)
                 holder = self._holders.get(process.pid)
-                if holder and holder.cgroup and holder.cgroup not in groups:
+                if holder and holder.cgroup and holder.own_cgroup and holder.cgroup not in groups:
                     groups.add(holder.cgroup)
-                    found += self._companions(holder.cgroup, holder.identity)
+                    found += self._groups.members(holder.cgroup)
             elif process.pid == process.holder:
                 found = self._children_of(process.pid, process.pid)
             for pid in found:
@@ -158,10 +160,6 @@ class Follower:
 
     def _children_of(self, pid: int, thread: int) -> list[int]:
         return procfs.parse_pids(optional_text(f"{self._root.proc}/{pid}/task/{thread}/children") or "")
-
-    def _companions(self, cgroup: str, identity: JobIdentity | None) -> list[int]:
-        """All processes of a holder's control group, where that is its job's own: not of a login session's."""
-        return self._groups.members(cgroup) if identity is not None and identity.kind != "user" else []
 
     # What they did
 
