@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.sim import catalogue, control, scenario
+from gpuhost_exporter.sim.nvml import SimNvml
+from gpuhost_exporter.sim.timeline import Timeline
 
 ACTIVITIES = {"work": {"host": {}, "gpu": {"sm": 0.5, "power": 0.5}}}
 HOSTS = {"h100x8", "l40s", "vm", "mig", "oldkernel", "nogpu"}
@@ -214,3 +216,48 @@ def test_the_reference_host_is_an_hgx_h100() -> None:
     ]
     assert sorted(port.gigabits for port in host.ports) == [100] + [400] * 8
     assert dataclasses.asdict(host.gpus[0])["uuid"] == "GPU-7dc202ad-997a-569b-9022-e21f60fab8b6"
+
+
+def test_a_gpus_levels_and_holders_are_set_live_and_its_siblings_keep_theirs(tmp_path):
+    path, clock = str(tmp_path / "control.json"), FakeClock()
+    control.create(path, "h100x8", "steady", clock)
+    clock.at += 10
+    control.change(path, [control.GpuChange(0, (4242, 4243), {"tensor": 0.0, "pcie_tx": 2e9})], clock)
+    clock.at += 10
+    control.change(path, [], clock)
+    line = Timeline(control.load(path))
+    assert [line.pids(0, at) for at in (5, 15, 25)] == [(4711,), (4242, 4243), (4711,)]
+    assert line.pids(1, 15) == (4712,)
+    assert line.gpu_levels(0, 15)[0].tensor == 0
+    assert line.gpu_levels(0, 25)[0].tensor > 0.3 < line.gpu_levels(1, 15)[0].tensor
+    sent = [line.gpu_levels(0, at)[1].pcie_tx for at in (10, 20)]
+    assert sent[1] - sent[0] == pytest.approx(20e9, rel=0.03)
+
+
+def test_the_library_names_the_holders_that_were_set(tmp_path):
+    path, clock = str(tmp_path / "control.json"), FakeClock()
+    control.create(path, "h100x8", "steady", clock, real_roots=True)
+    assert control.load(path).real_roots
+    control.change(path, [control.GpuChange(0, (4242,)), control.GpuChange(1, ())], clock)
+    library = SimNvml(path, clock)
+    library.nvmlInit()
+    held = [
+        [row.pid for row in library.nvmlDeviceGetComputeRunningProcesses(library.nvmlDeviceGetHandleByIndex(index))]
+        for index in range(3)
+    ]
+    assert held == [[4242], [], [4713]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"gpu": 0, "levels": {"speed": 1}}, {"gpu": "0"}, {"pids": []}, {"gpu": 0, "pids": 7}, 7],
+    ids=["unknown level", "no number", "no gpu", "no list", "no table"],
+)
+def test_a_broken_change_is_named(tmp_path, change):
+    path = tmp_path / "control.json"
+    control.create(str(path), "h100x8", "steady", FakeClock())
+    document = json.loads(path.read_text())
+    document["segments"][0]["gpus"] = [change]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=r"control\.json"):
+        control.load(str(path))

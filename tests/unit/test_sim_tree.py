@@ -349,3 +349,66 @@ def test_the_loop_writes_on_time_and_ends_with_its_control_file(
         run(str(path), str(tmp_path / "root"), clock)
     assert slept == pytest.approx([0.65, 1.0, 1.0], abs=1e-6)
     assert (tmp_path / "root/proc/uptime").read_text().startswith("5001.75 ")
+
+
+def work(simulated: Simulated, pid: int) -> dict[str, int]:
+    lines = simulated.text(f"proc/{pid}/io").splitlines()
+    return {name: int(value) for name, value in (line.split(": ") for line in lines)}
+
+
+def test_a_rank_has_loaders_that_read_and_a_writer_that_writes_in_the_background(
+    simulate: Callable[..., Simulated],
+) -> None:
+    simulated = simulate(scenario="checkpoint-async").at(21)
+    assert simulated.text("proc/4711/task/4711/children").split() == ["5000", "5001", "6000"]
+    before = {pid: work(simulated, pid) for pid in (4711, 5000, 6000)}
+    simulated.at(41)
+    grown = {pid: {key: value - before[pid][key] for key, value in work(simulated, pid).items()} for pid in before}
+    assert grown[6000]["wchar"] == grown[6000]["write_bytes"] == pytest.approx(20 * 6.9e9 / 8, rel=0.01)
+    assert grown[4711]["wchar"] == pytest.approx(20 * 0.1e9 / 8, rel=0.05)
+    assert grown[5000]["rchar"] == pytest.approx(20 * 2.4e9 / 16, rel=0.01)
+    assert grown[6000]["rchar"] == grown[4711]["rchar"] == grown[5000]["wchar"] == 0
+
+
+def state(simulated: Simulated, pid: int) -> str:
+    return simulated.text(f"proc/{pid}/stat").rpartition(")")[2].split()[0]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "at", "rank", "loader", "writer"),
+    [
+        pytest.param("steady", 10, "R", "R", "S", id="training"),
+        pytest.param("checkpoint-sync", 33, "D", "S", "S", id="the ranks write"),
+        pytest.param("data-starved", 3, "S", "D", "S", id="the loaders wait for the disk, the ranks for them"),
+        pytest.param("nccl-hang", 40, "R", "S", "S", id="in the collective"),
+    ],
+)
+def test_states_say_who_waits_for_what(
+    simulate: Callable[..., Simulated], scenario: str, at: float, rank: str, loader: str, writer: str
+) -> None:
+    simulated = simulate(scenario=scenario).at(at)
+    assert (state(simulated, 4711), state(simulated, 5000), state(simulated, 6000)) == (rank, loader, writer)
+
+
+def test_the_rank_that_does_not_come_is_blocked(simulate: Callable[..., Simulated]) -> None:
+    simulated = simulate(scenario="nccl-hang").at(40)
+    assert [pid for pid in range(4711, 4719) if state(simulated, pid) == "D"] == [4717]
+
+
+def test_control_groups_agree_with_the_processes_in_them(simulate: Callable[..., Simulated]) -> None:
+    simulated = simulate(scenario="checkpoint-sync")
+    group = "sys/fs/cgroup/system.slice/slurmstepd.scope/job_90017/step_0/user/task_0"
+    wrote = []
+    for at in (31, 36):
+        simulated.at(at)
+        lines = simulated.text(f"{group}/io.stat").splitlines()
+        wrote.append(sum(int(line.split("wbytes=")[1].split()[0]) for line in lines))
+    assert wrote[1] - wrote[0] == pytest.approx(5 * 20e9 / 8, rel=0.05)
+    assert simulated.text(f"{group}/cgroup.procs").split() == ["4711", "5000", "5001", "6000"]
+    control.switch(simulated.control, "idle", simulated.clock)
+    simulated.at(60)
+    assert not (simulated.folder / group).exists()
+
+
+def test_version_1_hosts_have_no_unified_groups(simulate: Callable[..., Simulated]) -> None:
+    assert not (simulate("oldkernel").folder / "sys/fs/cgroup").exists()
