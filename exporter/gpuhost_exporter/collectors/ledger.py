@@ -18,7 +18,8 @@ from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.nvml.readings import Activity, Gpu, Health
 from gpuhost_exporter.specs import Sample, counter, gauge, histogram
 
-SAVE_SECONDS = 60.0
+SAVE_SECONDS = 15.0
+_FIRST_SAVE_SECONDS = 5.0  # a short run leaves its trace too
 _MOST_MOUNTS = 8
 _OTHER_MOUNTS = "other"
 _DURATIONS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -215,7 +216,7 @@ class LedgerCollector(Collector):
     def poll(self, now: float) -> Iterator[Sample]:
         self._wall = self.host.clock.wall() - now
         if self._saved_at is None:
-            self._saved_at = now
+            self._saved_at = now - SAVE_SECONDS + _FIRST_SAVE_SECONDS
             before = hours.last_booked(self.host.state)
             self._gap = None if before is None else max(0.0, self._wall + now - before)
         gpus = self.host.nvml.gpus()

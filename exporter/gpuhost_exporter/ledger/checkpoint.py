@@ -44,6 +44,8 @@ class _Episode:
     started: float
     active: float  # until when it has done something
     wrote_at: float
+    head: float = 0.0  # seconds at the start of its first stretch for which the GPUs still worked
+    tail: float = 0.0  # and at the end of its last one, for which they worked again
     known: bool = False
     stalls: list[tuple[float, float]] = field(default_factory=list)
     stalled: float = 0.0
@@ -103,8 +105,9 @@ class Watch:
                 share = min(1.0, (at - since) / _USUAL_SECONDS)
                 self._usual += (wrote / (at - since) - self._usual) * share
                 return None
-            begin = max(since, min(piece.since for of_gpu in standing for piece in of_gpu))
-            episode = self._episode = _Episode(started=begin, active=at, wrote_at=at)
+            first = [of_gpu[0] for of_gpu in standing if of_gpu]
+            begin = max(since, min(piece.since for piece in first))
+            episode = self._episode = _Episode(started=begin, active=at, wrote_at=at, head=_worked(first))
             # The window of writes in which it began: what came then is its own, if not usual.
             early = [work for work in works if work.since < since < work.at]
             usual = sum(self._usual * (since - work.since) for work in early)
@@ -116,6 +119,7 @@ class Watch:
             begin = max(since, min(piece.since for of_gpu in standing for piece in of_gpu))
             end = min(at, max(piece.at for of_gpu in standing for piece in of_gpu))
             episode.active = end
+            episode.tail = _worked([of_gpu[-1] for of_gpu in standing if of_gpu])
             episode.stalled += end - begin
             _extend(episode.stalls, begin, end)
             episode.wrote_stalled += wrote
@@ -153,18 +157,23 @@ class Watch:
         elif episode.wrote_beside > episode.wrote_stalled:
             mode = "async"
         # What is still written when the GPUs go on is the end of a window, unless it is most of it.
-        end = episode.active if mode == "async" else episode.stalls[-1][1]
+        end = episode.active if mode == "async" else episode.stalls[-1][1] - episode.tail
         mount = max(episode.mounts, key=lambda name: episode.mounts[name], default=UNKNOWN_MOUNT)
         return Checkpoint(
             job=self.job,
             mount=UNKNOWN_MOUNT if mode == "remote" else mount,
             mode=mode,
-            started=episode.started,
-            seconds=end - episode.started,
-            stalled=episode.stalled,
+            started=episode.started + episode.head,
+            seconds=max(0.0, end - episode.started - episode.head),
+            stalled=max(0.0, episode.stalled - episode.head - episode.tail),
             bytes=wrote if wrote >= self._limits.checkpoint_bytes else max(wrote, episode.copied),
             gpu_seconds=episode.gpu_seconds,
         )
+
+
+def _worked(pieces: Sequence[Piece]) -> float:
+    """Seconds of a stretch for which GPUs that stood for the rest of it worked: the mean. Spinning is standing."""
+    return sum(piece.busy * piece.seconds for piece in pieces if piece.working) / len(pieces)
 
 
 def _bytes(works: Sequence[Work], since: float, at: float, of: Callable[[Work], float]) -> float:
