@@ -97,7 +97,8 @@ def test_no_name_is_declared_twice(monkeypatch):
 def test_labels_and_help_follow_the_house(spec):
     if "gpu" in spec.labels or "uuid" in spec.labels:
         assert spec.labels[:2] == GPU or (spec.kind == "info" and "gpu" not in spec.labels)
-    assert not {"pid", "process", "user", "job", "le", "quantile", "instance"} & set(spec.labels)
+    assert not {"pid", "process", "user", "job", "quantile", "instance"} & set(spec.labels)
+    assert ("le" in spec.labels) == (spec.kind == "histogram")
     assert "\n" not in spec.help
     assert spec.help[0].isupper() or spec.help[0].isdigit()
     if spec.name.startswith("gpuhost_gpu_") and spec.name != "gpuhost_gpus_expected":

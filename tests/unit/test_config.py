@@ -81,6 +81,10 @@ def test_an_empty_file_changes_nothing(load):
         ("[inventory]\ngpus = -1", "inventory.gpus: expected a count or a list of names, got -1"),
         ("[inventory]\ncats = 1", "unknown key inventory.cats"),
         ("[target]\nx = 'fast'", "target.x: expected a number"),
+        ("[ledger]\ngap_ratio = 'wide'", "ledger.gap_ratio: expected a number"),
+        ("[price]\ngpu-hour = -1", "price.gpu-hour: expected a number"),
+        ("[price]\nhour = 1", "unknown key price.hour; known here: gpu-hour, product"),
+        ("[price.product]\nH100 = 'dear'", "price.product.H100: expected a number"),
         ("web = 3", "web: expected a table, got 3"),
         ("[web", "not TOML"),
         (b"\xff\xfe", "not TOML"),
@@ -104,7 +108,9 @@ values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=5,
 )
-keys = st.sampled_from(("web", "path", "storage", "log", "nvml", "collector", "inventory", "target", "other"))
+keys = st.sampled_from(
+    ("web", "path", "storage", "log", "nvml", "collector", "inventory", "target", "ledger", "price", "other")
+)
 
 
 @given(st.dictionaries(keys, values))
@@ -115,12 +121,14 @@ def test_no_document_raises_anything_but_a_configuration_error(document):
         pass
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h", 3600), ("0.5s", 0.5)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h", 3600), ("0.5s", 0.5), ("1d", 86400)]
+)
 def test_durations_are_written_as_prometheus_writes_them(text, seconds):
     assert config.positive_seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "0", "ten", "25h", "nan", "inf", "1d"])
+@pytest.mark.parametrize("text", ["", "s", "-1s", "0", "ten", "25h", "nan", "inf", "2d"])
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ConfigError, match="expected a duration"):
         config.positive_seconds(text)

@@ -1,0 +1,132 @@
+"""The ledger's series."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as text
+from support.gpus import FakeNvml, gpu, host_of, poll
+from support.traces import Trace
+
+from gpuhost_exporter.collectors.ledger import LedgerCollector
+from gpuhost_exporter.config import Price, Settings
+from gpuhost_exporter.exposition import Renderer
+from gpuhost_exporter.ledger.accounts import ACCOUNTS
+from gpuhost_exporter.sources.state import State
+
+
+class Watched(Trace):
+    """The collector fed with what a trace tells."""
+
+    def __init__(self, folder, *history, settings=None, **options):
+        super().__init__(*history, **options)
+        nvml = FakeNvml(*(gpu(each.index, uuid=each.uuid) for each in self.gpus))
+        host = host_of(nvml)
+        self.host = replace(host, state=State(str(folder)), settings=settings or Settings())
+        self.collector = LedgerCollector(self.host)
+        self.found = {}
+
+    def change(self, seen):
+        self.host.nvml.states = seen.states
+        self.host.board.post("activity", tuple(seen.activities))
+        for window in seen.windows:
+            self.host.processes.put(window)
+        self.host.clock.time = self.now
+        self.found = poll(self.collector, self.now)
+        return seen
+
+    def of(self, name, *labels, index=0):
+        return self.found.get(name, {}).get((str(index), self.gpus[index].uuid, *labels))
+
+
+def test_every_account_is_there_from_the_start_at_0(tmp_path):
+    watched = Watched(tmp_path, ("steady", 0)).run()
+    assert [watched.of("gpu_time_seconds_total", account) for account in ACCOUNTS] == [0.0] * len(ACCOUNTS)
+
+
+def test_booked_and_pending_are_the_time_since_the_start(tmp_path):
+    watched = Watched(tmp_path, ("checkpoint-sync", 100)).run()
+    booked = sum(watched.of("gpu_time_seconds_total", account) for account in ACCOUNTS)
+    assert booked + watched.of("ledger_pending_seconds") == pytest.approx(100)
+
+
+def test_a_checkpoint_makes_its_histograms_and_its_last_figures(tmp_path):
+    watched = Watched(tmp_path, ("checkpoint-sync", 120)).run()
+    kind = ("/data", "sync")
+    found = watched.found
+    assert found["checkpoint_duration_seconds"][(*kind, "count")] == 2
+    assert found["checkpoint_duration_seconds"][(*kind, "sum")] == pytest.approx(14, abs=0.5)
+    assert found["checkpoint_duration_seconds"][(*kind, "5.0")] == 0
+    assert found["checkpoint_duration_seconds"][(*kind, "10.0")] == 2
+    assert found["checkpoint_size_bytes"][(*kind, "256000000000.0")] == 2
+    assert found["checkpoint_last_bytes"][kind] == pytest.approx(140e9, rel=0.05)
+    assert found["checkpoint_last_bytes_per_second"][kind] == pytest.approx(20e9, rel=0.1)
+    assert found["checkpoint_interval_seconds"][kind] == pytest.approx(60, abs=0.1)
+    assert found["checkpoint_last_timestamp_seconds"][kind] == pytest.approx(1090, abs=1)
+    assert found["checkpoint_gpu_seconds_lost_total"][kind] == pytest.approx(2 * 2 * 7 * 0.97, rel=0.05)
+    assert found["checkpoint_in_progress"] == {(): 0}
+
+
+def test_without_a_checkpoint_there_are_no_figures_of_one(tmp_path):
+    found = Watched(tmp_path, ("steady", 60)).run().found
+    assert {name for name in found if name.startswith("checkpoint_")} == {"checkpoint_in_progress"}
+
+
+def test_one_that_is_in_progress_shows(tmp_path):
+    watched = Watched(tmp_path, ("checkpoint-stall", 50)).run()
+    assert watched.found["checkpoint_in_progress"] == {(): 1}
+    assert watched.of("gpu_phase", "checkpointing") == 1
+    assert watched.of("gpu_phase_since_timestamp_seconds") == pytest.approx(1024, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("price", "dollars"),
+    [(Price(), 3.0), (Price(2.5), 2.5), (Price(2.5, {"NVIDIA H100 80GB HBM3": 1.9}), 1.9), (Price(0.0), 0.0)],
+    ids=["nothing set", "for all", "of the product", "free"],
+)
+def test_an_hour_costs_what_is_configured(tmp_path, price, dollars):
+    watched = Watched(tmp_path, ("steady", 1), settings=Settings(price=price)).run()
+    assert watched.of("price_dollars_per_gpu_hour") == dollars
+
+
+@pytest.mark.parametrize(
+    ("profiled", "processes", "labels"),
+    [(True, True, ("gpm", "process")), (False, True, ("nvml", "process")), (True, False, ("gpm", "none"))],
+)
+def test_it_says_what_it_judges_by(tmp_path, profiled, processes, labels):
+    watched = Watched(tmp_path, ("steady", 5), profiled=profiled, processes=processes).run()
+    assert watched.of("ledger_evidence_info", *labels) == 1
+    assert len(watched.found["ledger_evidence_info"]) == 2
+
+
+def test_a_gap_before_the_start_is_a_gauge_and_no_jump(tmp_path):
+    first = Watched(tmp_path, ("steady", 30)).run()
+    assert "ledger_gap_seconds" not in first.found
+    again = Watched(tmp_path, ("steady", 500)).run(range(100, 104))
+    assert again.found["ledger_gap_seconds"] == {(): pytest.approx(80, abs=6)}
+    assert sum(again.of("gpu_time_seconds_total", account) for account in ACCOUNTS) < 4
+
+
+def test_a_culprit_is_one_series_and_says_why(tmp_path):
+    watched = Watched(tmp_path, ("gpu-lost", 60), count=4).run()
+    assert watched.of("gpu_culprit", "not_joined", index=3) == 1
+    assert watched.of("gpu_culprit_info", "not_joined", "lost", index=3) == 1
+    assert len(watched.found["gpu_culprit_info"]) == 1
+    assert watched.of("gpu_culprit", "not_joined", index=0) == 0
+    assert watched.of("gpu_hang_seconds", index=0) >= 30
+
+
+@pytest.mark.parametrize(("parse", "is_openmetrics"), [(text, False), (openmetrics, True)])
+def test_histograms_are_what_prometheus_takes_for_one(tmp_path, parse, is_openmetrics):
+    watched = Watched(tmp_path, ("checkpoint-sync", 60)).run()
+    watched.now += 1
+    page, _ = Renderer().block(watched.collector.poll(watched.now), is_openmetrics)
+    families = {family.name: family for family in parse(page.decode() + "# EOF\n" * is_openmetrics)}
+    family = families["gpuhost_checkpoint_duration_seconds"]
+    assert family.type == "histogram"
+    samples = {(sample.name, sample.labels.get("le")): sample.value for sample in family.samples}
+    assert samples["gpuhost_checkpoint_duration_seconds_bucket", "+Inf"] == 1
+    assert samples["gpuhost_checkpoint_duration_seconds_count", None] == 1
+    assert samples["gpuhost_checkpoint_duration_seconds_sum", None] == pytest.approx(7, abs=0.5)
