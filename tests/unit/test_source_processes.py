@@ -7,8 +7,10 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 from support.fakes import FakeClock
+from support.gpus import FakeNvml, host_of
 
-from gpuhost_exporter.sources.evidence import Evidence, HostIo
+from gpuhost_exporter.collectors.ledger import LedgerCollector
+from gpuhost_exporter.sources.evidence import Evidence, HostIo, ProcessSample
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.processes import Processes, owners
 
@@ -63,6 +65,10 @@ class Asked:
         return self.there
 
 
+def process(**told):
+    return ProcessSample(*[None] * len(ProcessSample._fields))._replace(**told)
+
+
 def window(at, *processes):
     return Evidence(at - 1, at, processes, (), (), (), HostIo(None, None, None), (), 0)
 
@@ -115,3 +121,14 @@ def test_windows_that_nobody_takes_do_not_pile_up():
     for at in range(100):
         asked.processes.put(window(float(at)))
     assert [each.at for each in asked.processes.take()] == [float(at) for at in range(84, 100)]
+
+
+def test_denied_io_is_a_remark_that_makes_doctor_say_what_grants_it():
+    host = host_of(FakeNvml())
+    collector = LedgerCollector(host)
+    assert collector.remarks() == ()
+    host.processes.put(window(5.0, process(denied=True)))
+    assert collector.remarks() == ("I/O of GPU processes: denied",)
+    assert "CAP_SYS_PTRACE" in collector.privilege
+    host.processes.put(window(6.0, process(denied=False)))
+    assert collector.remarks() == ()

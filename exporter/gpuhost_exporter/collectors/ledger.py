@@ -238,6 +238,11 @@ class LedgerCollector(Collector):
         for (mount, mode), kind in self._checkpoints.items():
             yield from self._of_kind(mount, mode, kind)
 
+    def remarks(self) -> tuple[str, ...]:
+        state, _ = self.host.processes.state()
+        told = () if state in ("ok", "starting") else (f"I/O of GPU processes: {state}",)
+        return (*super().remarks(), *told)
+
     def _seen(self) -> Seen:
         board, nvml = self.host.board, self.host.nvml
         activities = [reading for reading in board.last("activity", tuple) or () if isinstance(reading, Activity)]
