@@ -17,6 +17,7 @@ from gpuhost_exporter.sources import follow
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.follow import Follower
 from gpuhost_exporter.sources.process_work import Process, Work
+from gpuhost_exporter.sources.procfs import Io, Stat
 
 MB = 1_000_000
 
@@ -395,3 +396,22 @@ def test_a_role_fades_when_the_work_stops():
     roles = [process.role(Work(None, None, None), 1.0)[0] for _ in range(60)]
     assert roles[0] == "writer"
     assert roles[-1] == "other"
+
+
+@pytest.mark.parametrize(
+    ("looks", "wrote"),
+    [
+        # (system calls, page cache) so far, at each look
+        pytest.param([(0, 300), (400, 400)], [300, 100], id="one call over two looks"),
+        pytest.param([(0, 100), (0, 250), (400, 400)], [100, 150, 150], id="one call over three looks"),
+        pytest.param([(400, 400), (800, 800)], [400, 400], id="many calls"),
+        pytest.param([(0, 300), (0, 300), (200, 300)], [300, 0, 200], id="mmap, a pause, an overwrite"),
+        pytest.param([(500, 0), (900, 0)], [500, 400], id="tmpfs"),
+    ],
+)
+def test_a_call_that_lasts_is_not_counted_by_its_pages_and_again_at_its_end(looks, wrote):
+    process = Process(10, 10, 0.0)
+    stat = Stat("python3", "R", 1, 0, 0, 0, 1, 0, 0)
+    process.advance(stat, Io())
+    told = [process.advance(stat, Io(written_chars=chars, write_bytes=pages)).io for chars, pages in looks]
+    assert [max(io.written_chars, io.write_bytes) for io in told] == wrote

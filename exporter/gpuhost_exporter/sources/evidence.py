@@ -65,8 +65,10 @@ class ProcessSample(NamedTuple):
     cpu_seconds: float | None  # user and system
     blocked_seconds: float | None  # main thread waiting for block I/O; None unless delay accounting is on
     denied: bool  # /proc/PID/io may not be read: the fields below are None
-    read_chars: int | None  # through system calls: files, pipes; not sockets' recv, not mmap
-    written_chars: int | None  # through system calls: files also on tmpfs, pipes; not sockets' send, not mmap
+    # Through system calls: files, on tmpfs too, and pipes; not sockets' recv and send, not mmap. A call counts when it
+    # returns, less what the page cache had told of it in the windows before.
+    read_chars: int | None
+    written_chars: int | None
     read_bytes: int | None  # fetched from storage
     write_bytes: int | None  # page cache newly dirtied, mmap too, and direct writes; 0 for tmpfs and for overwrites
     cancelled_bytes: int | None  # dirtied before and then removed: never written

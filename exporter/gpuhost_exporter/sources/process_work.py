@@ -56,6 +56,8 @@ class Process:
     _ended: list[Ended] = field(default_factory=list)
     _spare_faults: int = 0
     _owed: Io = field(default_factory=Io)
+    _read_ahead: int = 0
+    _written_ahead: int = 0
     _read: float = 0.0
     _written: float = 0.0
     _cpu: float = 0.0
@@ -127,4 +129,16 @@ class Process:
             now - then - less - owed for now, then, less, owed in zip(io, before, inherited, self._owed, strict=True)
         ]
         self._owed = Io(*(max(0, -value) for value in grown))
-        return Io(*(max(0, value) for value in grown))
+        own = Io(*(max(0, value) for value in grown))
+        # A call counts when it returns, its pages as they go: one of seconds must not count in both.
+        read, self._read_ahead = _not_yet_told(own.read_chars, own.read_bytes, self._read_ahead)
+        written, self._written_ahead = _not_yet_told(own.written_chars, own.write_bytes, self._written_ahead)
+        return own._replace(read_chars=read, written_chars=written)
+
+
+def _not_yet_told(chars: int, pages: int, ahead: int) -> tuple[int, int]:
+    """Of what system calls told, what pages had not told in the looks before; and by how much pages are ahead now."""
+    if chars > pages:
+        late = min(ahead, chars - pages)
+        return chars - late, ahead - late
+    return chars, ahead + pages - chars if pages else 0
