@@ -1,21 +1,29 @@
-"""The last reading of each subject, for those who join subjects: inventory, targets, status page."""
+"""The last readings of each subject, for those who join subjects: inventory, targets, status page, ledger."""
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TypeVar
 
 T = TypeVar("T")
+_KEPT = 4
 
 
 class Board:
     """Each post replaces the subject's last; a reader sees a whole reading or the one before it."""
 
     def __init__(self) -> None:
-        self._last: dict[str, object] = {}
+        self._posted: dict[str, deque[object]] = {}
 
     def post(self, subject: str, reading: object) -> None:
-        self._last[subject] = reading
+        self._posted.setdefault(subject, deque(maxlen=_KEPT)).append(reading)
 
     def last(self, subject: str, kind: type[T]) -> T | None:
-        reading = self._last.get(subject)
+        posted = self._posted.get(subject)
+        reading = posted[-1] if posted else None
         return reading if isinstance(reading, kind) else None
+
+    def recent(self, subject: str, kind: type[T]) -> tuple[T, ...]:
+        """The last few, oldest first: for who must miss none though the ticks of two threads cross."""
+        posted = tuple(self._posted.get(subject, ()))
+        return tuple(reading for reading in posted if isinstance(reading, kind))

@@ -87,7 +87,7 @@ def test_booked_and_pending_are_all_the_time_that_passed(start):
 
 
 def test_a_hang_names_the_gpu_that_did_not_come(start):
-    daemon = start("gpu-lost", elapsed=18.0)
+    daemon = start("gpu-lost", elapsed=15.0)
     culprit = "gpuhost_gpu_culprit"
     series = daemon.wait_until(lambda seen: value(seen, culprit, gpu="3", kind="not_joined") == 1, 60)
     assert sum(select(series, culprit).values()) == 1

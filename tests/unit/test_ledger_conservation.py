@@ -198,16 +198,17 @@ def test_a_driver_upgrade_is_unknown_and_not_lost_and_what_follows_is_booked_aga
     assert shares["compute"] == pytest.approx(66 / 96 * 0.96, abs=0.02)
 
 
-def test_an_idle_gpu_that_is_read_each_15_s_is_unallocated_all_the_time():
+@pytest.mark.parametrize(("processes", "account"), [((), "unallocated"), (None, "held_idle")], ids=["none", "not told"])
+def test_an_idle_gpu_that_is_read_each_15_s_is_that_all_the_time(processes, account):
     ledger = Ledger(Thresholds())
     last = None
     for now in range(1000, 1100):
         if now % 15 == 0 or last is None:
             last = reading(Activity, uuid="GPU-0", since=now - 15.0, at=float(now), gpm="ok", graphics_ratio=0.0,
-                           utilization_ratio=0.0, processes=())  # fmt: skip
+                           utilization_ratio=0.0, processes=processes)  # fmt: skip
         ledger.tick(now + 0.05, Seen({"GPU-0": "ok"}, [last]))
     book = ledger.books["GPU-0"]
-    assert {account for account, seconds in book.totals.items() if seconds} == {"unallocated"}
+    assert {name for name, seconds in book.totals.items() if seconds} == {account}
 
 
 def test_a_gpu_in_instances_is_unknown_while_it_is_held():
@@ -217,3 +218,20 @@ def test_a_gpu_in_instances_is_unknown_while_it_is_held():
         ledger.tick(float(now), Seen({"GPU-0": "ok"}, [told]))
     assert {name for name, seconds in ledger.books["GPU-0"].totals.items() if seconds} == {"unknown"}
     assert HOST not in ledger.works
+
+
+def test_two_readings_between_two_ticks_are_both_booked():
+    """Two threads tick on the same second: now the one, now the other is first."""
+
+    class Crossing(Trace):
+        waiting = ()
+
+        def change(self, seen):
+            if int(self.now) % 2:
+                self.waiting = seen.activities
+                return replace(seen, activities=())
+            return replace(seen, activities=[*self.waiting, *seen.activities])
+
+    shares = Crossing(("steady", 60)).run().shares()
+    assert "unknown" not in shares
+    assert shares["compute"] == pytest.approx(0.96, abs=0.01)

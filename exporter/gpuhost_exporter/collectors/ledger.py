@@ -245,7 +245,8 @@ class LedgerCollector(Collector):
 
     def _seen(self) -> Seen:
         board, nvml = self.host.board, self.host.nvml
-        activities = [reading for reading in board.last("activity", tuple) or () if isinstance(reading, Activity)]
+        posted = [reading for readings in board.recent("activity", tuple) for reading in readings]
+        activities = [reading for reading in posted if isinstance(reading, Activity)]
         healths = [reading for reading in board.last("health", tuple) or () if isinstance(reading, Health)]
         return Seen(
             states=nvml.gpu_states(),

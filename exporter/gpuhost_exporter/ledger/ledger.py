@@ -30,7 +30,8 @@ _LOST = frozenset({"lost", "needs_reset", "missing"})
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the host's readers have told. `states`: uuid -> one of GPU_STATES; `activities`: the last of each GPU;
+    """What the host's readers have told. `states`: uuid -> one of GPU_STATES; `activities`: the
+    last few of each GPU, oldest first;
     `windows`: of processes, those that are new; `power_limits` in watts."""
 
     states: Mapping[str, str]
@@ -93,12 +94,14 @@ class Ledger:
     def tick(self, now: float, seen: Seen) -> list[Checkpoint]:
         """Take in what was read and book what is old enough. Returns the checkpoints that have ended."""
         self._take(seen.windows)
-        activities = {activity.uuid: activity for activity in seen.activities}
+        activities: dict[str, list[Activity]] = {}
+        for activity in seen.activities:
+            activities.setdefault(activity.uuid, []).append(activity)
         for uuid, state in seen.states.items():
             gpu = self._gpus.get(uuid)
             if gpu is None:
                 gpu = self._gpus[uuid] = _Gpu(Book(now), idle_since=now)
-            self._observe(gpu, now, state, activities.get(uuid), seen.power_limits.get(uuid))
+            self._observe(gpu, now, state, activities.get(uuid, ()), seen.power_limits.get(uuid))
         for uuid, gpu in self._gpus.items():
             if uuid not in seen.states:
                 self._tell(gpu, Piece(gpu.book.told, now, state="unknown"))
@@ -127,29 +130,34 @@ class Ledger:
         gpu: _Gpu,
         now: float,
         state: str,
-        activity: Activity | None,
+        activities: Sequence[Activity],
         power_limit: float | None,
     ) -> None:
-        told = gpu.book.told
         if state in _LOST:
-            self._tell(gpu, Piece(told, now, state="lost"))
-            gpu.activity = None
-        elif activity is not None and activity.at > told and activity is not gpu.activity:
-            if activity.since > told and gpu.activity and gpu.activity.processes == ():
-                self._tell(gpu, Piece(told, activity.since))
-            since = min(max(gpu.book.told, activity.since), activity.at)
-            piece = of_activity(activity, gpu.activity, since, self._limits, Usual(power_limit, gpu.usual_out))
-            piece = self._owned(piece, activity)
-            if gpu.present is None:
-                gpu.present = piece.held
-            if piece.out is not None and piece.working and piece.idle <= self._limits.gap_ratio:
-                gpu.usual_out = piece.out if gpu.usual_out is None else 0.8 * gpu.usual_out + 0.2 * piece.out
-            self._tell(gpu, piece)
-            gpu.activity = activity
-        elif state == "ok" and activity is not None and activity.processes == () and now - activity.at < _EMPTY_SECONDS:
-            self._tell(gpu, Piece(told, now))
+            self._tell(gpu, Piece(gpu.book.told, now, state="lost"))
+            return
+        for activity in activities:
+            if gpu.activity is None or activity.at > gpu.activity.at:
+                self._read(gpu, activity, power_limit)
+        last = gpu.activity
+        if state == "ok" and last and _seldom_read(last) and now - last.at < _EMPTY_SECONDS:
+            self._tell(gpu, Piece(gpu.book.told, now, held=last.processes is None))
         if now - gpu.book.told > _SILENCE_SECONDS:
             self._tell(gpu, Piece(gpu.book.told, now, state="unknown"))
+
+    def _read(self, gpu: _Gpu, activity: Activity, power_limit: float | None) -> None:
+        last = gpu.activity
+        if activity.since > gpu.book.told and last and _seldom_read(last):
+            self._tell(gpu, Piece(gpu.book.told, activity.since, held=last.processes is None))
+        since = min(max(gpu.book.told, activity.since), activity.at)
+        piece = of_activity(activity, last, since, self._limits, Usual(power_limit, gpu.usual_out))
+        piece = self._owned(piece, activity)
+        if gpu.present is None:
+            gpu.present = piece.held
+        if piece.out is not None and piece.working and piece.idle <= self._limits.gap_ratio:
+            gpu.usual_out = piece.out if gpu.usual_out is None else 0.8 * gpu.usual_out + 0.2 * piece.out
+        self._tell(gpu, piece)
+        gpu.activity = activity
 
     def _owned(self, piece: Piece, activity: Activity) -> Piece:
         """The piece with the jobs whose processes have the GPU."""
@@ -243,3 +251,10 @@ class Ledger:
         for name, job in list(self._jobs.items()):
             if name not in held and job.watch.running_since is None:
                 del self._jobs[name]
+
+
+def _seldom_read(activity: Activity) -> bool:
+    """Whether the GPU was left alone after that reading: nothing was on it."""
+    if activity.processes is None:
+        return not (activity.graphics_ratio or activity.utilization_ratio)
+    return not activity.processes

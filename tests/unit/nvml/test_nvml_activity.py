@@ -267,7 +267,7 @@ def test_a_process_that_starts_or_ends_is_seen_within_5_seconds_and_read_at_once
 
 def test_where_processes_are_not_told_utilization_says_whether_to_read(nv, idle, clock):
     nv.gpus[0].answers["nvmlDeviceGetComputeRunningProcesses"] = pynvml.NVMLError(4)
-    read(idle, clock, 15)
+    assert first(read(idle, clock, 15)).processes is None, "not that there are none"
     assert [age(idle, clock) for _ in range(3)] == [0] * 3
     nv.gpus[0].answers["nvmlDeviceGetUtilizationRates"] = SimpleNamespace(gpu=0, memory=0)
     nv.gpus[0].gpm[1] = 0.0

@@ -90,7 +90,7 @@ class Activities:
             in_use = bool(gpu.processes)
             if now - gpu.processes_at >= IDLE_PROCESSES_SECONDS:
                 self._ask_processes(probe, gpu, now)
-        changed = (gpu.processes or ()) != last.processes
+        changed = gpu.processes != last.processes
         return in_use or changed or last.gpm == "warming_up" or now - last.at >= IDLE_SECONDS
 
     @staticmethod
@@ -142,7 +142,7 @@ class Activities:
             nvlink_rx_bytes=link_rx,
             pcie_tx_bytes=told.whole(quantities.COUNTED_BYTES, fields.PCIE_TX_BYTES),
             pcie_rx_bytes=told.whole(quantities.COUNTED_BYTES, fields.PCIE_RX_BYTES),
-            processes=gpu.processes or (),
+            processes=gpu.processes,
         )
 
 
