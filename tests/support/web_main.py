@@ -24,6 +24,7 @@ def metrics(openmetrics, gzip):
 
 
 def main():
+    sys.setswitchinterval(0.001)  # as the exporter does
     routes = Routes(metrics, lambda: (True, "alive"), lambda: (True, "ready"), lambda nonce: nonce.encode())
     server = Server(["127.0.0.1:0"], routes, sys.argv[1] or None)
     server.start()
