@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from gpuhost_exporter.errors import Malformed, SourceError
-from gpuhost_exporter.sources.files import Root, names, optional_number, optional_text, read_number, read_text
+from gpuhost_exporter.sources.files import Root, names, optional_number, optional_text, read_count, read_text
 
 SECTOR_BYTES = 512
 
@@ -110,7 +110,7 @@ def describe(root: Root, name: str) -> BlockDevice:
     rotational = optional_number(f"{folder}/queue/rotational")
     return BlockDevice(
         name,
-        read_number(f"{folder}/size") * SECTOR_BYTES,
+        read_count(f"{folder}/size") * SECTOR_BYTES,
         optional_text(f"{folder}/device/model"),
         parse_scheduler(scheduler) if scheduler else None,
         None if rotational is None else rotational != 0,
