@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,7 @@ class App:
             self.close()
             raise
         self.exposition = Exposition(self.runner, self.clock, self.own_samples)
+        self.server_samples: Callable[[], Iterable[Sample]] = lambda: ()
         self._udev = UdevWatcher(self._hardware_changed)
         kernel_log = self.host.kernel_log
         self._privileged = PrivilegedReader(
@@ -117,6 +118,7 @@ class App:
     def own_samples(self) -> Iterator[Sample]:
         yield BUILD(__version__, platform.python_version())
         yield SIMULATED(self.host.simulated, value=bool(self.host.simulated))
+        yield from self.server_samples()
 
     def _collectors(self) -> Iterator[tuple[Collector, float]]:
         for kind in ALL:
@@ -189,6 +191,7 @@ def serve(settings: Settings, launcher: Launcher) -> int:
             page=lambda nonce: _page(app, rates, nonce),
         )
         server = Server(settings.listen_addresses, routes, settings.web_config_file)
+        app.server_samples = server.samples
         runtime = Runtime(default_runtime_path(os.environ))
         server.start()  # before the collectors: an address that is taken ends it with that one line
         app.start()

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from gpuhost_exporter import exposition, runner
 from gpuhost_exporter.collectors import ALL
 from gpuhost_exporter.specs import Spec
+from gpuhost_exporter.web import server
 
 
 def groups() -> Iterator[tuple[str, str, tuple[Spec, ...]]]:
     """Collector name, source, specs; the exporter's own last."""
     for collector in ALL:
         yield collector.name, collector.source, collector.specs
-    yield "exporter", "the exporter itself", (*runner.SPECS, *exposition.SPECS)
+    yield "exporter", "the exporter itself", (*runner.SPECS, *exposition.SPECS, *server.SPECS)
 
 
 def specs() -> dict[str, Spec]:

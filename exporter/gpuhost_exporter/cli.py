@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     _open_standard_streams()
     # Readers share the launcher's memory: it is forked before what they do not need is imported.
-    linux.limit_arenas()
+    linux.bound_malloc()
     launcher = Launcher.start(KINDS) if arguments and arguments[0] in _READING else None
     try:
         status = _run(arguments, launcher)

@@ -10,7 +10,6 @@ import signal
 import time
 
 import pytest
-
 from support.daemon import Daemon, descendants, select, value
 from support.simulated import arguments
 

@@ -76,7 +76,7 @@ def test_a_lost_gpu_costs_that_gpu_only_and_is_looked_for_again(make):
 
 
 def test_a_gpu_that_was_lost_before_the_start_is_known_by_its_index_until_it_is_back(make):
-    client, clock, steps = make("ok:GPU-0,GPU-2")
+    client, clock, _ = make("ok:GPU-0,GPU-2")
     opened = []
     client.on_open = lambda: opened.append(client.state())
     client.read("links")

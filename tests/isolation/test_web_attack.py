@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from support.web import certificate, get
 
+pytestmark = pytest.mark.alone
+
 SECONDS = 4.0
 ROUND = 0.5  # an attack begins anew at most so often: they are to hold places, not to fill the processor
 LATEST = 0.250  # but for one scrape in a hundred, which other work on the machine may delay
