@@ -104,7 +104,7 @@ DESCRIBE_SECONDS = 60.0
 
 class BlockCollector(Collector):
     name: ClassVar[str] = "block"
-    help: ClassVar[str] = "Bytes, operations, latency and queue depth of disks and arrays."
+    help: ClassVar[str] = "Bytes, operations, latency and queue depth of disks and arrays"
     source: ClassVar[str] = "/proc/diskstats, /sys/block"
     interval: ClassVar[float] = 1.0
     specs: ClassVar[tuple[Spec, ...]] = (

@@ -51,7 +51,7 @@ WIDTH_MAX = gauge("gpuhost_nvme_pcie_width_max", "Most PCIe lanes that both driv
 
 class NvmeCollector(Collector):
     name: ClassVar[str] = "nvme"
-    help: ClassVar[str] = "NVMe drives: identity, state, temperature, PCIe link."
+    help: ClassVar[str] = "NVMe drives: identity, state, temperature, PCIe link"
     source: ClassVar[str] = "/sys/class/nvme, /sys/bus/pci/devices"
     interval: ClassVar[float] = 15.0
     specs: ClassVar[tuple[Spec, ...]] = (

@@ -65,7 +65,7 @@ _IN_ORDER = frozenset({"active", "spare", "journal"})
 
 class RaidCollector(Collector):
     name: ClassVar[str] = "raid"
-    help: ClassVar[str] = "Software RAID arrays: reachable, members, rebuilding."
+    help: ClassVar[str] = "Software RAID arrays: reachable, members, rebuilding"
     source: ClassVar[str] = "/sys/block/md*/md"
     interval: ClassVar[float] = 5.0
     specs: ClassVar[tuple[Spec, ...]] = (

@@ -39,7 +39,7 @@ INFO = info(
 
 class RdmaCollector(Collector):
     name: ClassVar[str] = "rdma"
-    help: ClassVar[str] = "InfiniBand and RoCE ports: up, rate, bytes."
+    help: ClassVar[str] = "InfiniBand and RoCE ports: up, rate, bytes"
     source: ClassVar[str] = "/sys/class/infiniband"
     interval: ClassVar[float] = 10.0
     specs: ClassVar[tuple[Spec, ...]] = (UP, RATE, BYTES, INFO)
