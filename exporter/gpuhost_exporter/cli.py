@@ -11,7 +11,7 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from gpuhost_exporter import __version__
 from gpuhost_exporter.config import (
@@ -41,7 +41,13 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-class _LogHandler(logging.StreamHandler[TextIO]):
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # cannot be subscripted before Python 3.11
+
+
+class _LogHandler(_StreamHandler):
     """Drops lines while nobody empties the pipe that they go to: a thread that waited there would not read or stop."""
 
     def emit(self, record: logging.LogRecord) -> None:
