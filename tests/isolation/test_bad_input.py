@@ -185,6 +185,7 @@ def host(tmp_path_factory):
     paths = (f"--path.procfs={root}/proc", f"--path.sysfs={root}/sys")
     with Daemon(folder, f"--config.file={folder}/exporter.toml", *paths) as daemon:
         daemon.ready()
+        daemon.wait_until(lambda seen: select(seen, "gpuhost_kernel_log_up"), 10)
         yield daemon, root
 
 
