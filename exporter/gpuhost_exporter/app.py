@@ -65,9 +65,9 @@ class App:
             root = Root(settings.procfs, settings.sysfs)
             arguments: dict[str, str] = {}
             if settings.simulate:
-                self._simulation = self._simulate(settings.simulate, settings.simulate_control)
-                root = Root.below(self._simulation.folder)
-                arguments = {"simulate": self._simulation.control}
+                simulation = self._simulate(settings.simulate, settings.simulate_control)
+                root = Root.below(simulation.folder)
+                arguments = {"simulate": simulation.control}
             nvml = NvmlClient(self.launcher, self.clock, arguments, timeout=settings.nvml_call_timeout)
             storage = None if settings.simulate and not settings.storage_path else settings.storage_path
             self.host = Host(
@@ -138,6 +138,7 @@ class App:
         shared = "/dev/shm"  # noqa: S108
         temporary = tempfile.mkdtemp(prefix="gpuhost-simulated-", dir=shared if os.access(shared, os.W_OK) else None)
         simulation = Simulation(control or f"{temporary}/control.json", f"{temporary}/root", temporary)
+        self._simulation = simulation  # from here on close() removes the folder
         if control and os.path.exists(control):
             simulated.load(control)  # a prepared history, a frozen clock
         else:

@@ -223,6 +223,31 @@ def test_a_log_that_nobody_reads_blocks_neither_polls_nor_the_end(tmp_path):
             os.close(write)
 
 
+# What it leaves behind.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--simulate.control={folder}/wrong.json",),
+        ("--web.listen-address=nowhere",),
+        ("--config.file={folder}/none.toml",),
+    ],
+    ids=["wrong control file", "bad address", "no configuration"],
+)
+def test_a_start_that_fails_leaves_no_simulated_trees(tmp_path, options):
+    (tmp_path / "wrong.json").write_text("{}")
+    begin = mounted(Path("/dev/shm"), "size=64m")
+    command = [sys.executable, "-m", "gpuhost_exporter", "serve", "--simulate=vm"]
+    command += [option.format(folder=tmp_path) for option in options]
+    look = ["sh", "-c", '"$@"; test $? = 2 && ls /dev/shm', "sh"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [*begin, *look, *command], env=environment, capture_output=True, text=True, timeout=20, check=True
+    )
+    assert done.stdout == ""
+
+
 # Signals.
 
 
@@ -308,15 +333,14 @@ def test_neither_memory_nor_descriptors_grow_while_readers_end_and_scrapes_go_on
 
 def end_the_reader(daemon):
     """Kill the process that reads NVML and wait until another answers."""
-    before = value(daemon.series(), "gpuhost_nvml_reader_restarts_total", reason="crashed")
-    (pid,) = (pid for pid, name in daemon.descendants().items() if name.startswith("gpuhost-nvml"))
-    os.kill(pid, signal.SIGKILL)
-    daemon.wait_until(
-        lambda seen: (
-            value(seen, "gpuhost_nvml_reader_restarts_total", reason="crashed") > before
-            and value(seen, "gpuhost_nvml_state", state="ok") == 1
-        )
-    )
+    (before,) = readers(daemon)
+    os.kill(before, signal.SIGKILL)
+    assert wait_for(lambda: readers(daemon) - {before}, 30), daemon.log()
+    daemon.wait_until(lambda seen: value(seen, "gpuhost_nvml_state", state="ok") == 1)
+
+
+def readers(daemon):
+    return {pid for pid, name in daemon.descendants().items() if name.startswith("gpuhost-nvml")}
 
 
 def descriptors(daemon):
