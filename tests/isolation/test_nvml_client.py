@@ -146,6 +146,17 @@ def test_a_driver_that_is_not_there_is_a_state_and_is_tried_again_with_patience(
     assert client.state() == "ok"
 
 
+def test_an_absent_driver_is_logged_once_however_often_it_is_looked_for(make, caplog):
+    client, clock, _ = make("down:no_library down:no_library down:no_library")
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            client.read("links")
+        clock.ahead += 61
+    assert caplog.text.count("no_library") == 1
+    client.read("links")
+    assert client.state() == "ok"
+
+
 def test_a_driver_upgraded_under_a_running_exporter_is_unknown_not_lost(make):
     client, clock, _ = make("ok ok down:mismatch")
     client.read("links")

@@ -48,11 +48,13 @@ def nvml(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], marks: 
     else:
         binding = load()
     pipe, events = Pipe(sockets[0]), Pipe(sockets[1])
-    reader = Reader(binding, clock, MarkWriter(marks))
+    mark = MarkWriter(marks)
+    reader = Reader(binding, clock, mark)
     try:
         send_answer(pipe, reader.open(frozenset(arguments.get("skip", ()))))
         threading.Thread(target=_forward_events, args=(reader, events), daemon=True).start()
         while True:
+            mark("", "")  # who ends while idle must not blame the GPU that was read last
             request = recv_request(pipe)
             send_answer(pipe, reader.read(request["subject"], frozenset(request["skip"])))
     except DriverDown as down:

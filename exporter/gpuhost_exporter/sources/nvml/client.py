@@ -80,6 +80,7 @@ class NvmlClient:
         self._reader: _Reader | None = None
         self._state = "starting"
         self._message = ""
+        self._told = ""  # the state that the log was told last
         self._retry: _Pause | None = None
         self._quarantine: dict[str, _Pause] = {}
         self._recheck: _Pause | None = None
@@ -319,7 +320,7 @@ class NvmlClient:
         where = f" in {function} on {self._name(device)}" if function else ""
         if repeated:
             self._leave_out(device)
-            self._wait(self._first_pause if not device else 1.0)
+            self._wait(1.0 if device else 10.0)
         self._set("crashed", f"the NVML reader ended with {how}{where}")
         return Transient(self._message)
 
@@ -356,9 +357,9 @@ class NvmlClient:
         self._retry = _Pause(self._clock.now() + seconds, seconds)
 
     def _set(self, state: str, message: str) -> None:
-        changed = state != self._state
         self._state, self._message = state, message
-        if changed and state != "starting":
+        if state not in ("starting", self._told):
+            self._told = state
             (log.info if state in ("ok", "released") else log.warning)("NVML: %s%s", state, message and f": {message}")
 
     def _name(self, device: str) -> str:
