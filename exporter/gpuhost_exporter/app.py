@@ -39,7 +39,7 @@ from gpuhost_exporter.targets import Targets
 log = logging.getLogger(__name__)
 
 RELEASE_SECONDS = 600.0
-_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,16 +199,16 @@ def serve(settings: Settings, launcher: Launcher) -> int:
         runtime.write_pid()
         log.info("listening on %s", ", ".join(server.addresses))
         try:
-            _until_stopped(app, runtime)
+            return _until_stopped(app, runtime)
         finally:
             runtime.remove_pid()
             server.close()
     finally:
         app.close()
-    return 0
 
 
-def _until_stopped(app: App, runtime: Runtime) -> None:
+def _until_stopped(app: App, runtime: Runtime) -> int:
+    """Serve signals until one ends it; the exit status."""
     while True:
         received = signal.sigwait(_HANDLED)
         if received == signal.SIGUSR1:
@@ -216,13 +216,17 @@ def _until_stopped(app: App, runtime: Runtime) -> None:
             log.info("releasing NVML for %.0f s", seconds)
             app.host.nvml.release(seconds)
             app.runner.hurry()
+        elif received == signal.SIGCHLD:
+            if app.launcher.ended():
+                log.error("the launcher has gone, and every reader with it: ending, to be started anew")
+                return 1
         elif received == signal.SIGUSR2:
             log.info("taking NVML up again")
             app.host.nvml.resume()
             app.runner.hurry()
         else:
             log.info("%s: stopping", signal.Signals(received).name)
-            return
+            return 0
 
 
 def _healthy(app: App) -> tuple[bool, str]:

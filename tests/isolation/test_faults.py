@@ -208,6 +208,16 @@ def test_a_privileged_reader_that_ends_is_started_again(start):
     assert first != second
 
 
+def test_without_its_launcher_the_exporter_ends_so_that_it_is_started_anew(start):
+    daemon = start("steady")
+    daemon.ready()
+    pids = daemon.descendants()
+    os.kill(next(pid for pid, name in pids.items() if name.startswith("gpuhost-launch")), signal.SIGKILL)
+    assert daemon.process.wait(10) == 1
+    assert "the launcher has gone" in daemon.log()
+    assert gone(pids)
+
+
 def gone(pids, seconds=3.0):
     deadline = time.monotonic() + seconds
     while [pid for pid in pids if os.path.exists(f"/proc/{pid}/fd/0")]:
