@@ -70,6 +70,7 @@ class NvmlClient:
         self._state = "starting"
         self._message = "the NVML reader is starting"
         self._told = "starting"  # the state that the log was told last
+        self._gpus_told: dict[str, str] = {}
         self._retry: Pause | None = None
         self._book = Book(pause)
         self._answered_at: float | None = None
@@ -147,6 +148,7 @@ class NvmlClient:
                 raise self._down(answer)
             self._answered_at = self._clock.now()
             self._book.learn(subject, answer, frozenset(skip), self._answered_at)
+            self._tell_changes()
             batch: Batch = answer
             return batch
 
@@ -231,6 +233,7 @@ class NvmlClient:
         self._driver = answer.driver
         self._answered_at = self._clock.now()
         self._book.opened(answer, self._answered_at)
+        self._tell_changes()
         if not answer.gpus and not answer.faults and not self._book.left_out(now):
             self._stop(None)
             self._wait()
@@ -308,6 +311,15 @@ class NvmlClient:
             self._retry = self._retry.again(now, self._first_pause)
         else:
             self._retry = Pause.first(now, min(_RETRY_SECONDS, self._first_pause))
+
+    def _tell_changes(self) -> None:
+        """Log each GPU's state once a change, here and not in every subject that misses the GPU."""
+        now = {self._book.name(uuid): state for uuid, state in self._book.states().items()}
+        now |= {f"GPU {index}": state for index, state in self._book.unopened().items()}
+        for name, state in now.items():
+            if self._gpus_told.get(name, "ok") != state:
+                (log.info if state == "ok" else log.warning)("%s: %s", name, state)
+        self._gpus_told = now
 
     def _set(self, state: str, message: str) -> None:
         self._state, self._message = state, message
