@@ -31,6 +31,7 @@ from gpuhost_exporter.sources import linux, pipe
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLog
 from gpuhost_exporter.sources.launcher import Launcher
+from gpuhost_exporter.sources.mounts import Capacities
 from gpuhost_exporter.sources.nvme_health import Report
 from gpuhost_exporter.sources.nvml.client import NvmlClient
 from gpuhost_exporter.sources.privileged import Job, PrivilegedReader
@@ -86,6 +87,7 @@ class App:
                 kernel_log=KernelLog(),
                 state=State(storage or self._default_storage()),
                 simulated=settings.simulate or "",
+                capacities=self._capacities(),
             )
             self.runner = Runner(tuple(self._collectors()), self.clock)
             nvml.on_open = self.runner.hurry  # slow subjects need not wait for their next tick
@@ -134,6 +136,13 @@ class App:
     def _default_storage(self) -> str:
         # A simulated host must not teach the real one's inventory.
         return f"{self._simulation.temporary}/state" if self._simulation else default_storage_path(os.environ)
+
+    def _capacities(self) -> Capacities:
+        if self._simulation is None:
+            return Capacities()
+        from gpuhost_exporter.sim.mounts import Statvfs
+
+        return Capacities(Statvfs(self._simulation.folder))
 
     def _simulate(self, target: str, control: str | None) -> Simulation:
         from gpuhost_exporter.sim import control as simulated

@@ -28,6 +28,7 @@ _QUEUE = 4.0
 _BUSY = 0.95
 _OUTLIER = 2.0  # times the others' queue
 _WAITING = 0.2  # share of time that tasks waited for I/O
+_SUBSTANTIAL = 100e6  # bytes a second: less is the writing of logs
 _SHORTEST = 0.5  # seconds: jiffies make less than that noise
 _COMPARED_SECONDS = 60.0
 _COMPARED_REQUESTS = 60
@@ -39,9 +40,13 @@ Counting = Mapping[str, Fields]
 
 @dataclass(frozen=True, slots=True)
 class PageCache:
-    """`throttled`: writers are being held back now. `stalled_seconds`: tasks waited for I/O, None where not told."""
+    """The host's. `throttled`: writers are being held back now. `moved_bytes`: all volumes' together.
+
+    `stalled_seconds`: tasks waited for I/O, None where the kernel does not tell.
+    """
 
     written_bytes: int
+    moved_bytes: int
     throttled: bool
     stalled_seconds: float | None
 
@@ -150,7 +155,11 @@ class Saturation:
         moved = sum(load.moved for load in loads.values())
         requests = sum(load.requests for load in loads.values())
         cached = after.written_bytes - before.written_bytes
-        if not 0 < self._large * requests <= moved or 2 * written < moved or 2 * cached < written:
+        # Who waits is not told: it is for this volume when most of what moves on the host are its large writes.
+        most = max(moved, after.moved_bytes - before.moved_bytes)
+        if moved < self._large * requests or 2 * written < most or 2 * cached < written:
+            return False
+        if written < _SUBSTANTIAL * seconds:
             return False
         if after.throttled and before.throttled:
             return True

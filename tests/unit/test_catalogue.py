@@ -14,9 +14,13 @@ from gpuhost_exporter import catalogue, exposition, runner
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors import ALL
 from gpuhost_exporter.sim import control
+from gpuhost_exporter.sim.ioctl import ioctl
+from gpuhost_exporter.sim.mounts import Statvfs
 from gpuhost_exporter.sim.nvml import SimNvml
 from gpuhost_exporter.sim.tree import Tree
 from gpuhost_exporter.sources.kmsg import KernelLog
+from gpuhost_exporter.sources.mounts import Capacities
+from gpuhost_exporter.sources.nvme_health import DriveReader
 from gpuhost_exporter.sources.nvml.reader import Reader
 from gpuhost_exporter.sources.state import State
 from gpuhost_exporter.specs import Spec, gauge
@@ -148,6 +152,8 @@ def test_every_collector_tells_its_own_specs_and_no_others(tmp_path):
     nvml = Simulated(path, clock)
     host = host_of(nvml, tmp_path / "root")
     host.clock, host.kernel_log, host.state = clock, KernelLog(), State(str(tmp_path / "state"))
+    host.capacities = Capacities(Statvfs(str(tmp_path / "root")))
+    host.drive_health.put(DriveReader(host.root, 60.0, clock, ioctl).look())
     subjects = [kind(host) for kind in ALL]
     for collector in subjects:
         poll(collector, clock.now())

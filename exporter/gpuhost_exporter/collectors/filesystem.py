@@ -49,7 +49,8 @@ class FilesystemCollector(Collector):
     name: ClassVar[str] = "filesystem"
     help: ClassVar[str] = "Room on local file systems, the drives below them, and what bypasses the counters."
     source: ClassVar[str] = "/proc/self/mountinfo, /sys/dev/block, statvfs(), /proc/driver/nvidia-fs"
-    interval: ClassVar[float] = 30.0
+    interval: ClassVar[float] = 15.0
+    subsystems: ClassVar[frozenset[str]] = frozenset({"block"})
     specs: ClassVar[tuple[Spec, ...]] = (INFO, DRIVE_INFO, SIZE, FREE, BYPASS)
 
     def poll(self, now: float) -> Iterator[Sample]:

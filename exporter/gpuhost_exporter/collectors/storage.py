@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.errors import SourceError
 from gpuhost_exporter.host import Host
-from gpuhost_exporter.saturation import DIRECTIONS, LARGE_BYTES, LIMITS, PageCache, Reading, Saturation
+from gpuhost_exporter.saturation import DIRECTIONS, LARGE_BYTES, LIMITS, Counting, PageCache, Reading, Saturation
 from gpuhost_exporter.sources import block, mounts, pagecache, pressure, volumes
+from gpuhost_exporter.sources.block import SECTOR_BYTES, Field
 from gpuhost_exporter.sources.volumes import Volume
 from gpuhost_exporter.specs import Sample, Spec, counter, gauge
 
@@ -93,7 +94,7 @@ class StorageCollector(Collector):
         # Before anything slow: what is read belongs to this moment.
         counters = block.counters(root, self._wanted)
         at = self.host.clock.now()
-        cache = self._page_cache()
+        cache = self._page_cache(counters)
         if now - self._found_at >= _LAYOUT_SECONDS or counters.keys() != self._wanted.keys():
             self._find(now)
         for volume, fold in self._folds.values():
@@ -149,7 +150,7 @@ class StorageCollector(Collector):
         stacks = [known.stack for known in found if known.mount.point in _OPERATING_SYSTEM]
         return frozenset(name for stack in stacks for name in (*stack.arrays, *stack.drives))
 
-    def _page_cache(self) -> PageCache | None:
+    def _page_cache(self, counters: Mapping[str, Counting]) -> PageCache | None:
         root = self.host.root
         try:
             memory = pagecache.read(root)
@@ -159,7 +160,13 @@ class StorageCollector(Collector):
             stalled = next((s.seconds for s in pressure.read(root, "io") if s.kind == "some"), None)
         except SourceError:
             stalled = None  # the kernel keeps no pressure figures
-        return PageCache(memory.written, memory.throttled(), stalled)
+        moved = sum(
+            fields[Field.READ_SECTORS] + fields[Field.WRITTEN_SECTORS]
+            for volume in self._volumes
+            for member in volume.members
+            for fields in counters.get(member, {}).values()
+        )
+        return PageCache(memory.written, moved * SECTOR_BYTES, memory.throttled(), stalled)
 
 
 def _large(volume: Volume) -> float:

@@ -10,7 +10,7 @@ import os
 import time
 
 from gpuhost_exporter.clock import Clock
-from gpuhost_exporter.sim import control, tree_block, tree_proc, tree_sys
+from gpuhost_exporter.sim import control, mounts, tree_block, tree_proc, tree_sys
 from gpuhost_exporter.sim.timeline import Event, Timeline
 from gpuhost_exporter.sim.tree_files import Files
 from gpuhost_exporter.sources import udev
@@ -42,6 +42,7 @@ class Tree:
         seconds = current.elapsed(self._clock.now())
         if not self._fixed:
             files.put_all("proc", tree_proc.fixed(timeline.host, current.boot_id))
+            files.put("proc/self/mountinfo", mounts.mountinfo(timeline.host))
             tree_sys.write_fixed(files, timeline.host)
             self._resume()
             self._fixed = True
@@ -56,8 +57,10 @@ class Tree:
                 "loadavg": tree_proc.loadavg(timeline, seconds),
                 "meminfo": tree_proc.meminfo(timeline, seconds),
                 "vmstat": tree_proc.vmstat(timeline, seconds),
+                "self/mountstats": mounts.mountstats(timeline, seconds),
             },
         )
+        files.put("rooms", mounts.rooms(timeline, seconds))
         if timeline.host.system.pressure:
             files.put_all("proc/pressure", tree_proc.pressure(timeline, seconds))
         tree_sys.write_drives(files, timeline, seconds)

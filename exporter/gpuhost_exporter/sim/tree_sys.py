@@ -249,11 +249,13 @@ def _block(files: Files, folder: str, drive: Drive) -> None:
     )
     files.link(f"sys/{folder}/device", f"sys/{folder.rsplit('/', 1 if drive.controller else 2)[0]}")
     files.link(f"sys/block/{drive.name}", f"sys/{folder}")
+    files.link(f"sys/dev/block/{major}:{minor}", f"sys/{folder}")
     for number, (name, sectors) in enumerate(tree_block.partitions(drive), 1):
         files.put_all(
             f"sys/{folder}/{name}",
             {"size": str(sectors), "dev": f"{major}:{minor + number}", "partition": str(number)},
         )
+        files.link(f"sys/dev/block/{major}:{minor + number}", f"sys/{folder}/{name}")
 
 
 def _array(files: Files, array: Array, host: HostSpec) -> None:
@@ -271,6 +273,7 @@ def _array(files: Files, array: Array, host: HostSpec) -> None:
         },
     )
     files.link(f"sys/block/{array.name}", folder)
+    files.link(f"sys/dev/block/9:{array.number}", folder)
     for slot, member in enumerate(array.members):
         drive = next(found for found in host.drives if member.startswith(found.name))
         where = f"sys/{block_folder(drive)}" + (f"/{member}" if member != drive.name else "")
