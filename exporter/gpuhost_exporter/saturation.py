@@ -1,7 +1,7 @@
 """What an array delivers while it is asked for more than it gives. Pure: readings and their times come in.
 
 A window between two readings counts as saturated when the member with the longest queue has four requests or more
-under way, is busy all the time and is asked for large blocks. Small random I/O and an idle array are therefore never
+under way, is busy all the time and is asked for large blocks, 128 KiB and more. Small random I/O and an idle array are therefore never
 called slow. What held the window back:
 
     array      most members are saturated: all of it is as fast as it gets
@@ -23,7 +23,7 @@ Limit = Literal["array", "member", "submitter"]
 LIMITS: tuple[Limit, ...] = ("array", "member", "submitter")
 DIRECTIONS = ("read", "write")
 
-LARGE_BYTES = 128 << 10
+LARGE_BYTES = 0.9 * (128 << 10)  # blocks of 128 KiB with a stray small request between them
 _QUEUE = 4.0
 _BUSY = 0.95
 _OUTLIER = 2.0  # times the others' queue
@@ -224,10 +224,10 @@ def latency_ratios(compared: Mapping[str, tuple[int, float]]) -> dict[str, float
 
 
 def _delivered(loads: Mapping[str, Load], last: Reading, reading: Reading, seconds: float) -> tuple[int, int]:
-    if reading.own is None or last.own is None:
+    if reading.own is None and last.own is None:
         return (
             sum(load.read_bytes for load in loads.values()),
             sum(load.written_bytes for load in loads.values()),
         )
-    own = load_between(last.own, reading.own, seconds)
+    own = load_between(last.own or {}, reading.own or {}, seconds)
     return (own.read_bytes, own.written_bytes) if own else (0, 0)
