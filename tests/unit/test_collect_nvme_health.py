@@ -12,7 +12,7 @@ from trees import plant, values
 
 from gpuhost_exporter.collectors.nvme_health import NvmeHealthCollector, enabled, reading_interval
 from gpuhost_exporter.config import CollectorSettings, Settings
-from gpuhost_exporter.errors import Denied, Transient, Unsupported
+from gpuhost_exporter.errors import Absent, Denied, Transient, Unsupported
 from gpuhost_exporter.sources.nvme_health import WARNINGS, DriveReader, Report, parse
 
 NOW = 1000.0
@@ -110,20 +110,27 @@ def test_a_failure_is_counted_once_an_answer_and_costs_its_drive_only(bench, cap
     assert bench.collector.remarks() == ()
 
 
-def test_a_missing_permission_is_one_remark_that_doctor_answers_with_what_grants_it(tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(Denied("/dev/nvme0: grant CAP_SYS_ADMIN"), "denied"), (Absent("/dev/nvme0: No such file"), "absent")],
+    ids=["no capability: doctor adds the line that grants it", "no device node: a container"],
+)
+def test_what_all_drives_lack_is_one_remark(tmp_path, caplog, error, kind):
     bench = Bench(tmp_path, drives=24)
-    denied = [Report(f"nvme{number}", NOW, NOW, Denied("grant CAP_SYS_ADMIN")) for number in range(24)]
-    bench.put(*denied)
+    bench.put(*(Report(f"nvme{number}", NOW, NOW, error) for number in range(24)))
     with caplog.at_level(logging.WARNING):
         found = bench.poll()
     assert [value for key, value in found.items() if key[0] == "nvme_health_readable"] == [0] * 24
-    assert bench.collector.remarks() == ("health log: denied",)
-    assert len(caplog.records) == 1
-    assert "CAP_SYS_ADMIN" in caplog.records[0].getMessage()
-    assert "CAP_SYS_ADMIN" in bench.collector.privilege
+    assert bench.collector.remarks() == (f"health log: {kind}",)
+    assert [str(error) in record.getMessage() for record in caplog.records] == [True]
     bench.put(*(told(f"nvme{number}", at=NOW + 60) for number in range(24)))
     bench.poll(60.0)
     assert bench.collector.remarks() == ()
+
+
+def test_the_line_that_grants_it_names_capability_and_node():
+    assert "AmbientCapabilities=CAP_SYS_ADMIN" in NvmeHealthCollector.privilege
+    assert "/dev/nvmeN" in NvmeHealthCollector.privilege
 
 
 def test_a_drive_that_keeps_no_log_is_neither_readable_nor_a_failure(bench):

@@ -102,6 +102,7 @@ EVERY_SECONDS = 60.0
 _LEVELS = ("light", "heavy")
 _SILENT_SECONDS = 5.0
 _READER = "health log"
+_SHUT = (Absent, Denied)
 
 
 def reading_interval(settings: Settings) -> float:
@@ -163,24 +164,24 @@ class NvmeHealthCollector(Collector):
             self.fault(_READER, kinds.get(state, Unavailable)(message))
         drives = nvme.controllers(self.host.root)
         self.host.drive_health.keep(drives)
-        denied = False
+        shut = False
         for name in drives:
             told = self.host.drive_health.told(name)
             self._note(name, told)
-            denied = denied or isinstance(told.failure, Denied)
+            shut = shut or isinstance(told.failure, _SHUT)
             yield from self._samples(name, told, now)
-        if state == "ok" and not denied:
+        if state == "ok" and not shut:
             self.recovered(_READER)
 
     def _note(self, name: str, told: Told) -> None:
-        """Count each failure once. What no drive permits is one fault, not one a drive."""
+        """Count each failure once. A permission or device node that all drives lack is one fault, not one a drive."""
         if told.answered_at is None or self._answered.get(name) == told.answered_at:
             return
         self._answered[name] = told.answered_at
         if told.failure is None:
             self.recovered(name)
         else:
-            self.fault(_READER if isinstance(told.failure, Denied) else name, told.failure)
+            self.fault(_READER if isinstance(told.failure, _SHUT) else name, told.failure)
 
     def _samples(self, name: str, told: Told, now: float) -> Iterator[Sample]:
         waited = 0.0 if told.asked_at is None else max(0.0, now - told.asked_at)
