@@ -280,7 +280,7 @@ steps = st.lists(
         st.floats(0.1, 10),
         st.lists(st.lists(st.integers(0, WRAP - 1), min_size=17, max_size=17), min_size=2, max_size=2),
     ),
-    max_size=12,
+    max_size=6,
 )
 
 

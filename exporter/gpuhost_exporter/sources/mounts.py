@@ -139,6 +139,10 @@ class Capacities:
             raise answer
         return answer
 
+    def hanging(self) -> frozenset[str]:
+        """Points that have been asked and have not answered yet."""
+        return frozenset(self._asked)
+
     def _room(self, point: str) -> Capacity | SourceError:
         try:
             room = self._statvfs(point)
