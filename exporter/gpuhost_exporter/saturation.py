@@ -1,8 +1,8 @@
 """What an array delivers while it is asked for more than it gives. Pure: readings and their times come in.
 
 A window between two readings counts as saturated when the member with the longest queue has four requests or more
-under way, is busy all the time and is asked for large blocks, 128 KiB and more. Small random I/O and an idle array are therefore never
-called slow. What held the window back:
+under way, is busy all the time and is asked for large blocks, 128 KiB and more. Small random I/O and an idle array are
+therefore never called slow. What held the window back:
 
     array      most members are saturated: all of it is as fast as it gets
     member     one is, and the others wait for it: their queues are less than half as long
@@ -87,7 +87,7 @@ class Totals:
     saturated_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(DIRECTIONS, 0.0))
     saturated_bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DIRECTIONS, 0))
     limited_seconds: dict[Limit, float] = field(default_factory=lambda: dict.fromkeys(LIMITS, 0.0))
-    limiting_seconds: dict[str, float] = field(default_factory=dict)  # by member
+    limiting_seconds: dict[str, float] = field(default_factory=dict)  # by member, those that did
 
 
 class Saturation:
@@ -108,8 +108,6 @@ class Saturation:
 
     def add(self, reading: Reading) -> None:
         last = self._last
-        for member in reading.members:
-            self.totals.limiting_seconds.setdefault(member, 0.0)
         if last is not None and reading.at - last.at < _SHORTEST:
             return
         self._last = reading
@@ -142,7 +140,7 @@ class Saturation:
             totals.saturated_bytes[direction] += share
         if limiting:
             totals.limited_seconds["member"] += seconds
-            totals.limiting_seconds[limiting] += seconds
+            totals.limiting_seconds[limiting] = totals.limiting_seconds.get(limiting, 0.0) + seconds
         else:
             totals.limited_seconds["array"] += seconds
 

@@ -1,126 +1,138 @@
-"""What the storage collectors cost on a host with 24 drives in 3 arrays, and what a drive that hangs costs the rest.
+"""What the storage collectors cost a minute on a host with 24 NVMe drives in three arrays.
 
-    make bench [BENCH_SECONDS=30]
+    python tests/bench/storage.py [POLLS]
 
-The collectors run as in the exporter, on files of such a host; the drives' health logs are answered by an ioctl that
-waits 60 s at one drive in the second half. In one process here, so its CPU is all of it: collectors and reader.
+The tree lies on a tmpfs and its counters move between polls; CPU is this process's own, without writing the tree.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import resource
-import statistics
+import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
-from support.drives import Controllers, many_drives
-from trees import plant
-
-from gpuhost_exporter.clock import SystemClock
-from gpuhost_exporter.collectors import ALL
+from gpuhost_exporter.board import Board
+from gpuhost_exporter.collectors.block import BlockCollector
+from gpuhost_exporter.collectors.filesystem import FilesystemCollector
+from gpuhost_exporter.collectors.nfs import NfsCollector
+from gpuhost_exporter.collectors.pagecache import PageCacheCollector
+from gpuhost_exporter.collectors.raid import RaidCollector
+from gpuhost_exporter.collectors.storage import StorageCollector
 from gpuhost_exporter.config import Settings
-from gpuhost_exporter.host import Host
-from gpuhost_exporter.runner import Runner
-from gpuhost_exporter.sources.kmsg import KernelLog
-from gpuhost_exporter.sources.nvme_health import DriveReader
-from gpuhost_exporter.sources.state import State
+from gpuhost_exporter.sources.files import Root
+from gpuhost_exporter.sources.mounts import Capacities
 from gpuhost_exporter.targets import Targets
 
-SECONDS = float(os.environ.get("BENCH_SECONDS", "30"))
-SUBJECTS = ("block", "storage", "nvme", "nvme_health", "raid")
-HANGS = "nvme7"
-HANGS_SECONDS = 60.0
+DRIVES, ARRAYS = 24, 3
 
 
-class Timed(Controllers):
-    """Controllers that answer as fast as real ones, about 0.2 ms."""
+class Moving:
+    """A clock that a poll advances by its interval."""
 
-    def __call__(self, descriptor, request, argument):
-        time.sleep(0.0002)
-        return super().__call__(descriptor, request, argument)
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def now(self) -> float:
+        return self.at
+
+    wall = now
 
 
-class Reader(threading.Thread):
-    """The privileged reader's job, without the process and pipe around it."""
+def put(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
 
-    def __init__(self, host: Host, runner: Runner, controllers: Controllers) -> None:
-        super().__init__(daemon=True)
-        self.host, self.runner = host, runner
-        self.reader = DriveReader(host.root, 60.0, host.clock, controllers)
-        self.looks: list[float] = []
-        self.answered: dict[str, float] = {}
 
-    def run(self) -> None:
-        while True:
-            begin = time.perf_counter()
-            reports = self.reader.look()
-            self.looks.append(time.perf_counter() - begin)
-            self.answered |= {report.device: report.answered_at for report in reports if report.answer is not None}
-            if reports:
-                self.host.drive_health.put(reports)
-                self.runner.hurry({"nvme_health"})
-            time.sleep(2.0)
+def link(folder: Path, name: str, target: str) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(folder / target)
+
+
+def build(folder: Path) -> None:
+    for number in range(DRIVES):
+        name, address = f"nvme{number}n1", f"0000:{number + 0x20:02x}:00.0"
+        device = f"sys/devices/pci0000:00/{address}"
+        disk = f"{device}/nvme/nvme{number}/{name}"
+        ends = {f"{device}/{end}_link_speed": "32.0 GT/s PCIe" for end in ("current", "max")}
+        ends |= {f"{device}/{end}_link_width": "4" for end in ("current", "max")}
+        put(
+            folder,
+            ends | {f"{disk}/size": "15002931888", f"{disk}/queue/max_sectors_kb": "256", f"{disk}/dev": "259:0"},
+        )
+        put(folder, {f"{device}/nvme/nvme{number}/{file}": text for file, text in (
+            ("state", "live"), ("transport", "pcie"), ("address", address), ("serial", f"S{number}"),
+        )})  # fmt: skip
+        link(folder, f"sys/block/{name}", disk)
+        link(folder, f"sys/class/nvme/nvme{number}", f"{device}/nvme/nvme{number}")
+        link(folder, f"sys/bus/pci/devices/{address}", device)
+    mounts = []
+    for number in range(ARRAYS):
+        md = f"sys/devices/virtual/block/md{number}"
+        level = {"level": "raid0", "raid_disks": str(DRIVES // ARRAYS), "array_state": "clean", "chunk_size": "524288"}
+        put(folder, {f"{md}/md/{file}": text for file, text in level.items()} | {f"{md}/size": "1"})
+        for slot in range(DRIVES // ARRAYS):
+            drive = number * DRIVES // ARRAYS + slot
+            name = f"nvme{drive}n1"
+            put(folder, {f"{md}/md/dev-{name}/state": "in_sync", f"{md}/md/dev-{name}/slot": str(slot)})
+            disk = f"sys/devices/pci0000:00/0000:{drive + 0x20:02x}:00.0/nvme/nvme{drive}/{name}"
+            link(folder, f"{md}/md/dev-{name}/block", disk)
+            link(folder, f"{md}/slaves/{name}", disk)
+        link(folder, f"sys/block/md{number}", md)
+        link(folder, f"sys/dev/block/9:{number}", md)
+        mounts.append(f"{number} 1 9:{number} / /data{number} rw - xfs /dev/md{number} rw")
+    names = ("dirty", "writeback", "dirtied", "written", "dirty_threshold", "dirty_background_threshold")
+    fill = "\n".join(f"nr_other_{number} 123456" for number in range(150))
+    put(folder, {
+        "proc/self/mountinfo": "\n".join(mounts),
+        "proc/self/mountstats": "device proc mounted on /proc with fstype proc",
+        "proc/vmstat": fill + "\n" + "\n".join(f"nr_{name} 1000" for name in names),
+        "proc/pressure/io": "some avg10=0.00 avg60=0.00 avg300=0.00 total=5\nfull avg10=0 avg60=0 avg300=0 total=5",
+    })  # fmt: skip
+
+
+def diskstats(folder: Path, poll: int) -> None:
+    busy = f"{9000 * poll} 0 {4_000_000 * poll} {20_000 * poll} {9 * poll} 0 72 1 20 {1000 * poll} {20_000 * poll}"
+    lines = [f" 259 {number} nvme{number}n1 {busy} 0 0 0 0 0 0" for number in range(DRIVES)]
+    lines += [f"   9 {number} md{number} {busy} 0 0 0 0 0 0" for number in range(ARRAYS)]
+    (folder / "proc/diskstats").write_text("\n".join(lines))
 
 
 def main() -> None:
-    logging.disable(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
-        root = plant(Path(folder), many_drives())
-        host = Host(
-            clock=SystemClock(), root=root, settings=Settings(), targets=Targets.load({}), nvml=None,
-            kernel_log=KernelLog(), state=State(f"{folder}/state"),
+    polls = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        folder = Path(name)
+        build(folder)
+        clock = Moving()
+        host = SimpleNamespace(
+            root=Root.below(name), board=Board(), settings=Settings(), targets=Targets.load({}), clock=clock,
+            capacities=Capacities(lambda _: SimpleNamespace(f_frsize=4096, f_blocks=9, f_bavail=5)),
         )  # fmt: skip
-        kinds = [kind for kind in ALL if kind.name in SUBJECTS]
-        runner = Runner([(kind(host), kind.interval) for kind in kinds], host.clock)
-        controllers = Timed()
-        reader = Reader(host, runner, controllers)
-        runner.start()
-        reader.start()
-        time.sleep(3)
-        print(f"24 drives, 3 arrays, {sum(1 for _ in runner.samples())} series, {SECONDS:.0f} s each")
-        print("| | CPU s/min | " + " | ".join(f"{kind.name} ms" for kind in kinds) + " | slowest look ms | late |")
-        print("|---" * (len(kinds) + 4) + "|")
-        measure("all answer", runner, reader)
-        controllers.hanging[HANGS] = threading.Event()
-        threading.Timer(HANGS_SECONDS, controllers.hanging[HANGS].set).start()
-        reader.reader._due = dict.fromkeys(reader.reader._due, 0.0)  # all are due now, the one that hangs too
-        before = dict(reader.answered)
-        measure(f"{HANGS} hangs", runner, reader)
-        silent = [name for name in before if reader.answered[name] == before[name]]
-        print(f"\nNot answered anew in the second half: {', '.join(silent) or 'none'}.")
-        controllers.hanging[HANGS].set()
-        runner.stop()
-        failures = {task.collector.name: dict(task.collector.errors) for task in runner.tasks if task.collector.errors}
-        if failures:
-            raise SystemExit(f"collectors failed: {failures}")
-
-
-def measure(name: str, runner: Runner, reader: Reader) -> None:
-    """CPU of the process, the median duration of each collector's polls, and ticks that came late."""
-    begin, missed = _cpu(), sum(task.missed for task in runner.tasks)
-    durations: dict[str, list[float]] = {task.collector.name: [] for task in runner.tasks}
-    looks = len(reader.looks)
-    seen = dict.fromkeys(durations, 0)
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        for task in runner.tasks:
-            if task.polls != seen[task.collector.name] and task.duration is not None:
-                seen[task.collector.name] = task.polls
-                durations[task.collector.name].append(task.duration)
-        time.sleep(0.2)
-    cpu = (_cpu() - begin) * 60 / SECONDS
-    late = sum(task.missed for task in runner.tasks) - missed
-    polls = " | ".join(f"{1000 * statistics.median(found):.2f}" if found else "-" for found in durations.values())
-    print(f"| {name} | {cpu:.2f} | {polls} | {1000 * max(reader.looks[looks:]):.1f} | {late} |")
-
-
-def _cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+        kinds = (StorageCollector, BlockCollector, PageCacheCollector, RaidCollector, FilesystemCollector, NfsCollector)
+        cost = dict.fromkeys(kinds, 0.0)
+        longest = dict.fromkeys(kinds, 0.0)
+        subjects = [kind(host) for kind in kinds]
+        for poll in range(1, polls + 1):
+            diskstats(folder, poll)
+            clock.at += 1
+            for subject in subjects:
+                if poll % subject.interval:
+                    continue
+                begin = time.process_time()
+                samples = tuple(subject.poll(clock.at))
+                took = time.process_time() - begin
+                cost[type(subject)] += took
+                longest[type(subject)] = max(longest[type(subject)], took)
+                assert samples or type(subject) is NfsCollector
+        print(f"{DRIVES} drives, {ARRAYS} arrays, {polls} s:")
+        for kind, seconds in cost.items():
+            print(
+                f"  {kind.name:<12}{60 * seconds / polls:6.3f} CPU s/min, longest poll {1000 * longest[kind]:5.1f} ms"
+            )
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ TARGET = gauge(
     "band",
 )
 
-_LAYOUT_SECONDS = 10.0
-_RATES_SECONDS = 300.0
+_LAYOUT_SECONDS = 15.0
+_TARGET_SECONDS = 120.0
 _OPERATING_SYSTEM = ("/", "/boot", "/boot/efi", "/usr")
 
 
@@ -85,18 +85,19 @@ class StorageCollector(Collector):
         self._volumes: tuple[Volume, ...] = ()
         self._wanted: dict[str, tuple[str, ...]] = {}
         self._folds: dict[str, tuple[Volume, Saturation]] = {}
+        self._missing: set[str] = set()
         self._targets: tuple[Sample, ...] = ()
-        self._rates: dict[str, float] = {}
-        self._found_at = self._rated_at = float("-inf")
+        self._found_at = self._aimed_at = float("-inf")
 
     def poll(self, now: float) -> Iterator[Sample]:
-        root = self.host.root
-        # Before anything slow: what is read belongs to this moment.
-        counters = block.counters(root, self._wanted)
+        if now - self._found_at >= _LAYOUT_SECONDS:
+            self._find(now)
+        counters = block.counters(self.host.root, self._wanted)
         at = self.host.clock.now()
         cache = self._page_cache(counters)
-        if now - self._found_at >= _LAYOUT_SECONDS or counters.keys() != self._wanted.keys():
-            self._find(now)
+        missing = self._wanted.keys() - counters.keys()
+        if missing != self._missing:  # a drive left: look again at the next poll
+            self._missing, self._found_at = missing, float("-inf")
         for volume, fold in self._folds.values():
             if not volume.synchronizing and all(member in counters for member in volume.members):
                 members = {member: counters[member] for member in volume.members}
@@ -112,6 +113,7 @@ class StorageCollector(Collector):
             self.fault(name, error)
         for volume in found:
             self.recovered(volume.name)
+        before = self._volumes
         # An array that could not be read goes on as it was known.
         self._volumes = found + tuple(volume for volume in self._volumes if volume.name in faults)
         folds = {}
@@ -123,17 +125,17 @@ class StorageCollector(Collector):
         needed = [name for volume in self._volumes for name in (*volume.members, volume.name)]
         self._wanted = {name: paths.get(name, ()) for name in needed}
         self._found_at = now
-        if now - self._rated_at >= _RATES_SECONDS or any(drive not in self._rates for drive in paths):
-            self._rates = volumes.link_rates(root)
-            self._rated_at = now
-        self._targets = tuple(self._aims())
+        if now - self._aimed_at >= _TARGET_SECONDS or self._volumes != before:
+            self._targets = tuple(self._aims())
+            self._aimed_at = now
 
     def _aims(self) -> Iterator[Sample]:
+        rates = volumes.link_rates(self.host.root)
         guide = self.host.targets.guide
         good, poor = guide.storage_good_bytes_per_second, guide.storage_poor_bytes_per_second
         spared = self._operating_system()
         for volume in self._volumes:
-            can = volumes.deliverable(volume, self._rates)
+            can = volumes.deliverable(volume, rates)
             if can is None or volume.level == "raid1" or volume.name in spared:
                 continue
             for direction, most in zip(DIRECTIONS, can, strict=True):
@@ -183,7 +185,7 @@ def _samples(volume: Volume, fold: Saturation) -> Iterator[Sample]:
     for by in LIMITS:
         yield LIMITED(name, by, value=totals.limited_seconds[by])
     if len(volume.members) > 1:
-        for member, seconds in totals.limiting_seconds.items():
+        for member, seconds in {**dict.fromkeys(volume.members, 0.0), **totals.limiting_seconds}.items():
             yield LIMITING(name, member, value=seconds)
     for member, ratio in fold.ratios.items():
         yield LATENCY_RATIO(name, member, value=ratio)

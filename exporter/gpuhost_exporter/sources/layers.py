@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from gpuhost_exporter.sources.files import Root, link_target, optional_names
+from gpuhost_exporter.sources.files import Root, followed, link_target, optional_names
 
 _DEEPEST = 8  # LVM on dm-crypt on md on partitions is four
 
@@ -54,6 +54,6 @@ def _descend(folder: str, arrays: dict[str, None], drives: dict[str, None], left
         drives[name] = None
     elif left:
         for slave in below:
-            target = link_target(f"{whole}/slaves/{slave}")
+            target = followed(f"{whole}/slaves", slave)
             if os.path.isdir(target):
                 _descend(target, arrays, drives, left - 1)

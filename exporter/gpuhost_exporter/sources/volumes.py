@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from gpuhost_exporter.errors import SourceError
 from gpuhost_exporter.sources import block, layers, nvme, pci, raid
-from gpuhost_exporter.sources.files import Root, link_target, optional_number
+from gpuhost_exporter.sources.files import Root, followed, link_target, optional_number
 
 # Packet headers and flow control leave this much of a link's raw rate: drives are sold with 7 GB/s on PCIe 4 x4.
 _PAYLOAD = 0.88
@@ -101,9 +101,9 @@ def deliverable(volume: Volume, rates: Mapping[str, float]) -> tuple[float, floa
 
 
 def _array(root: Root, array: raid.Array) -> Volume:
-    folder = f"{root.sys}/block/{array.name}/md"
+    folder = f"{link_target(f'{root.sys}/block/{array.name}')}/md"
     members = tuple(member.name for member in array.members if member.state == "active" and member.slot is not None)
-    disks = {name: layers.drive_folder(link_target(f"{folder}/dev-{name}/block")) for name in members}
+    disks = {name: layers.drive_folder(followed(f"{folder}/dev-{name}", "block")) for name in members}
     limits = [optional_number(f"{disk}/queue/max_sectors_kb") for disk in disks.values()]
     sizes = [limit * 1024 for limit in limits if limit]
     chunk = optional_number(f"{folder}/chunk_size")
