@@ -10,14 +10,17 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from gpuhost_exporter import __version__
 from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.collector import Collector
-from gpuhost_exporter.collectors import ALL
+from gpuhost_exporter.collectors import ALL, nvme_health
+from gpuhost_exporter.collectors.inventory import InventoryCollector
 from gpuhost_exporter.config import Settings, default_runtime_path, default_storage_path
 from gpuhost_exporter.errors import ConfigError, Gone, Hung
 from gpuhost_exporter.exposition import BUILD, SIMULATED, Exposition
@@ -28,17 +31,21 @@ from gpuhost_exporter.sources import linux, pipe
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLog
 from gpuhost_exporter.sources.launcher import Launcher
+from gpuhost_exporter.sources.mounts import Capacities
+from gpuhost_exporter.sources.nvme_health import Report
 from gpuhost_exporter.sources.nvml.client import NvmlClient
 from gpuhost_exporter.sources.privileged import Job, PrivilegedReader
 from gpuhost_exporter.sources.runtime import Runtime
 from gpuhost_exporter.sources.state import State
-from gpuhost_exporter.sources.udev import UdevWatcher
+from gpuhost_exporter.sources.udev import Event, UdevWatcher, listen
 from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.targets import Targets
 
 log = logging.getLogger(__name__)
 
 RELEASE_SECONDS = 600.0
+_SETTLING_SECONDS = 0.5
+_STORAGE = frozenset({"nvme", "block"})
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
 
@@ -59,7 +66,8 @@ class App:
         self.launcher = launcher
         self._simulation: Simulation | None = None
         self._sockets: list[pipe.Pipe] = []
-        self._settling = threading.Timer(0.0, lambda: None)
+        self._changing = threading.Lock()
+        self._changed: set[str] = set()
         linux.keep_capabilities(frozenset())
         try:
             root = Root(settings.procfs, settings.sysfs)
@@ -79,6 +87,7 @@ class App:
                 kernel_log=KernelLog(),
                 state=State(storage or self._default_storage()),
                 simulated=settings.simulate or "",
+                capacities=self._capacities(),
             )
             self.runner = Runner(tuple(self._collectors()), self.clock)
             nvml.on_open = self.runner.hurry  # slow subjects need not wait for their next tick
@@ -87,11 +96,12 @@ class App:
             raise
         self.exposition = Exposition(self.runner, self.clock, self.own_samples)
         self.server_samples: Callable[[], Iterable[Sample]] = lambda: ()
-        self._udev = UdevWatcher(self._hardware_changed)
+        self._udev = UdevWatcher(self._hardware_changed, self._simulated_events if self._simulation else listen)
         kernel_log = self.host.kernel_log
-        self._privileged = PrivilegedReader(
-            launcher, (Job("kernel_log", self._kernel_log_arguments, kernel_log.put, kernel_log.fail),)
-        )
+        jobs = [Job("kernel_log", self._kernel_log_arguments, kernel_log.put, kernel_log.fail)]
+        if nvme_health.enabled(settings):
+            jobs.append(Job("drives", self._drives_arguments, self._drives_told, self._drives_failed))
+        self._privileged = PrivilegedReader(launcher, jobs)
 
     def start(self) -> None:
         """Start reading. Returns at once."""
@@ -103,8 +113,7 @@ class App:
             )
         self.runner.start()
         self._privileged.start()
-        if not self.settings.simulate:
-            self._udev.start()
+        self._udev.start()
 
     def close(self) -> None:
         if hasattr(self, "_privileged"):
@@ -129,6 +138,13 @@ class App:
     def _default_storage(self) -> str:
         # A simulated host must not teach the real one's inventory.
         return f"{self._simulation.temporary}/state" if self._simulation else default_storage_path(os.environ)
+
+    def _capacities(self) -> Capacities:
+        if self._simulation is None:
+            return Capacities()
+        from gpuhost_exporter.sim.mounts import Statvfs
+
+        return Capacities(Statvfs(self._simulation.folder))
 
     def _simulate(self, target: str, control: str | None) -> Simulation:
         from gpuhost_exporter.sim import control as simulated
@@ -159,11 +175,50 @@ class App:
         log.info("udev: %s %s %s", action, subsystem, device)
         if subsystem == "pci":
             self.host.nvml.recheck()
-        # A device announces each of its parts; one early poll after the last of them is enough.
-        self._settling.cancel()
-        self._settling = threading.Timer(0.5, self.runner.hurry)
-        self._settling.daemon = True
-        self._settling.start()
+        # A device announces each of its parts: one early poll for all of them, and again if they take longer.
+        with self._changing:
+            begins = not self._changed
+            self._changed.add(subsystem)
+        if begins:
+            timer = threading.Timer(_SETTLING_SECONDS, self._settled)
+            timer.daemon = True
+            timer.start()
+
+    def _settled(self) -> None:
+        with self._changing:
+            changed, self._changed = self._changed, set()
+        hurried = {
+            task.collector.name
+            for task in self.runner.tasks
+            if changed - _STORAGE or task.collector.subsystems & changed
+        }
+        self.runner.hurry(hurried - {InventoryCollector.name})
+        time.sleep(_SETTLING_SECONDS)
+        self.runner.hurry({InventoryCollector.name})  # it goes by what the others have found
+
+    def _simulated_events(self) -> Iterator[Event]:
+        with suppress(Gone):
+            while True:
+                yield pipe.recv_answer(self._sockets[0], None)
+
+    def _drives_arguments(self) -> Mapping[str, Any]:
+        root = self.host.root
+        return {
+            "root": {"proc": root.proc, "sys": root.sys, "dev": root.dev},
+            "interval": nvme_health.reading_interval(self.settings),
+            "simulated": self._simulation is not None,
+        }
+
+    def _drives_told(self, reports: tuple[Report, ...]) -> None:
+        self.host.drive_health.put(reports)
+        self._hurry_drives()
+
+    def _drives_failed(self, kind: str, message: str) -> None:
+        self.host.drive_health.fail(kind, message)
+        self._hurry_drives()
+
+    def _hurry_drives(self) -> None:
+        self.runner.hurry({nvme_health.NvmeHealthCollector.name})
 
     def _kernel_log_arguments(self) -> Mapping[str, Any]:
         root = self.host.root

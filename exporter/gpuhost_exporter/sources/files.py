@@ -148,6 +148,17 @@ def link_target(path: str) -> str:
     return os.path.realpath(path)
 
 
+def followed(folder: str, name: str) -> str:
+    """The path that a folder's link leads to, for a folder whose own path has no link in it, as sysfs' targets have
+    none: one call instead of one for each part of the path. What is no link leads to itself.
+    """
+    path = f"{folder}/{name}"
+    try:
+        return os.path.normpath(os.path.join(folder, os.readlink(path)))
+    except OSError:
+        return path
+
+
 @contextmanager
 def listed(folder: str) -> Iterator[None]:
     """For the reads below a device's folder that was listed just now: if it is there no more, Absent is Gone."""

@@ -5,12 +5,14 @@ Imported here, before the fork, is what small readers share; what is large and o
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gpuhost_exporter.clock import SystemClock
@@ -19,13 +21,16 @@ from gpuhost_exporter.sources import linux
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLogReader
 from gpuhost_exporter.sources.launcher import ReaderKind
+from gpuhost_exporter.sources.nvme_health import DriveReader
 from gpuhost_exporter.sources.nvml.marks import MarkWriter
 from gpuhost_exporter.sources.pipe import Pipe, recv_request, send_answer
 
 KINDS = {
     # CAP_SYS_ADMIN, where it is held at all: GPM asks for it on some drivers.
     "nvml": ReaderKind("gpuhost_exporter.sources.readers:nvml", frozenset({linux.CAP_SYS_ADMIN})),
-    "privileged": ReaderKind("gpuhost_exporter.sources.readers:privileged", frozenset({linux.CAP_SYSLOG})),
+    "privileged": ReaderKind(
+        "gpuhost_exporter.sources.readers:privileged", frozenset({linux.CAP_SYSLOG, linux.CAP_SYS_ADMIN})
+    ),
     "simulator": ReaderKind("gpuhost_exporter.sources.readers:simulator", frozenset()),
 }
 
@@ -73,13 +78,17 @@ def _forward_events(reader: Any, pipe: Pipe) -> None:
 
 
 def privileged(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _marks: mmap.mmap) -> None:
-    """A thread a job, so that one which the kernel holds up holds up no other. Ends when the exporter goes."""
+    """A thread a job, so that one which the kernel holds up holds up no other. Ends when the exporter goes.
+
+    Of its capabilities it keeps those of the jobs that it was given.
+    """
+    linux.keep_capabilities(frozenset(JOBS[name].capability for name in arguments))
     ended = threading.Event()
     failures: list[BaseException] = []
 
     def run(name: str, sock: socket.socket) -> None:
         try:
-            JOBS[name](sock, arguments[name])
+            JOBS[name].run(sock, arguments[name])
         except Gone:
             pass
         except BaseException as error:
@@ -117,11 +126,44 @@ def kernel_log(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
             return
 
 
-JOBS: Mapping[str, Callable[[socket.socket, Mapping[str, Any]], None]] = {"kernel_log": kernel_log}
+def drives(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
+    """Send what each drive's health log says, every `interval` seconds, and for how long one has been silent."""
+    pipe = Pipe(sock)
+    ioctl: Any = fcntl.ioctl
+    if arguments["simulated"]:
+        from gpuhost_exporter.sim.ioctl import ioctl
+    reader = DriveReader(Root(**arguments["root"]), arguments["interval"], SystemClock(), ioctl)
+    failure: str | None = None
+    while True:
+        try:
+            reports = reader.look()
+        except SourceError as error:
+            if str(error) != failure:
+                send_answer(pipe, error)
+                failure = str(error)
+        else:
+            if reports or failure != "":
+                send_answer(pipe, reports)
+                failure = ""
+        # So often a drive that was added is seen; listing a folder costs microseconds.
+        if select.select([sock], [], [], 2.0)[0]:
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class PrivilegedJob:
+    run: Callable[[socket.socket, Mapping[str, Any]], None]
+    capability: int
+
+
+JOBS: Mapping[str, PrivilegedJob] = {
+    "kernel_log": PrivilegedJob(kernel_log, linux.CAP_SYSLOG),
+    "drives": PrivilegedJob(drives, linux.CAP_SYS_ADMIN),
+}
 
 
 def simulator(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _marks: mmap.mmap) -> None:
-    """Write the simulated host's moving files; the first answer comes when they are all there."""
+    """Write the simulated host's moving files; the first answer comes when they are all there, then its uevents."""
     from gpuhost_exporter.sim.tree import Tree
 
     pipe = Pipe(sockets[0])
@@ -133,4 +175,5 @@ def simulator(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _m
         pause = 1.0 - (time.time() + 0.25) % 1.0
         if select.select([sockets[0]], [], [], pause)[0]:
             return
-        tree.write()
+        for event in tree.write():
+            send_answer(pipe, event)
