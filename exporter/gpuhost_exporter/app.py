@@ -25,7 +25,7 @@ from gpuhost_exporter.config import Settings, default_runtime_path, default_stor
 from gpuhost_exporter.errors import ConfigError, Gone, Hung
 from gpuhost_exporter.exposition import BUILD, SIMULATED, Exposition
 from gpuhost_exporter.host import Host
-from gpuhost_exporter.latest import Rates
+from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Runner
 from gpuhost_exporter.sources import linux, pipe
 from gpuhost_exporter.sources.files import Root
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 RELEASE_SECONDS = 600.0
 _SETTLING_SECONDS = 0.5
+_LOOK_SECONDS = 5.0
 _STORAGE = frozenset({"nvme", "block"})
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
@@ -244,7 +245,7 @@ def serve(settings: Settings, launcher: Launcher) -> int:
             metrics=app.exposition.render,
             healthy=lambda: _healthy(app),
             ready=lambda: _ready(app),
-            page=lambda nonce: _page(app, rates, nonce),
+            page=lambda nonce: _page(app, rates.look(_snapshots(app)), nonce),
         )
         server = Server(settings.listen_addresses, routes, settings.web_config_file)
         app.server_samples = server.samples
@@ -254,7 +255,7 @@ def serve(settings: Settings, launcher: Launcher) -> int:
         runtime.write_pid()
         log.info("listening on %s", ", ".join(server.addresses))
         try:
-            return _until_stopped(app, runtime)
+            return _until_stopped(app, runtime, lambda: rates.look(_snapshots(app)))
         finally:
             runtime.remove_pid()
             server.close()
@@ -262,25 +263,27 @@ def serve(settings: Settings, launcher: Launcher) -> int:
         app.close()
 
 
-def _until_stopped(app: App, runtime: Runtime) -> int:
-    """Serve signals until one ends it; the exit status."""
+def _until_stopped(app: App, runtime: Runtime, look: Callable[[], object]) -> int:
+    """Serve signals until one ends it; the exit status. Looks now and then, so that a page opened has rates at once."""
     while True:
-        received = signal.sigwait(_HANDLED)
-        if received == signal.SIGUSR1:
+        received = signal.sigtimedwait(_HANDLED, _LOOK_SECONDS)
+        if received is None:
+            look()
+        elif received.si_signo == signal.SIGUSR1:
             seconds = runtime.take_release() or RELEASE_SECONDS
             log.info("releasing NVML for %.0f s", seconds)
             app.host.nvml.release(seconds)
             app.runner.hurry()
-        elif received == signal.SIGCHLD:
+        elif received.si_signo == signal.SIGCHLD:
             if app.launcher.ended():
                 log.error("the launcher has gone, and every reader with it: ending, to be started anew")
                 return 1
-        elif received == signal.SIGUSR2:
+        elif received.si_signo == signal.SIGUSR2:
             log.info("taking NVML up again")
             app.host.nvml.resume()
             app.runner.hurry()
         else:
-            log.info("%s: stopping", signal.Signals(received).name)
+            log.info("%s: stopping", signal.Signals(received.si_signo).name)
             return 0
 
 
@@ -295,11 +298,13 @@ def _ready(app: App) -> tuple[bool, str]:
     return (False, "not polled yet: " + ", ".join(waiting)) if waiting else (True, "every collector has polled")
 
 
-def _page(app: App, rates: Rates, nonce: str) -> bytes:
+def _snapshots(app: App) -> list[tuple[float, tuple[Sample, ...]]]:
+    now = app.clock.now()
+    return [(snapshot.at, snapshot.samples) for task in app.runner.tasks if (snapshot := task.fresh(now))]
+
+
+def _page(app: App, rates: Mapping[Series, float], nonce: str) -> bytes:
     from gpuhost_exporter.status import build
     from gpuhost_exporter.web.page import render
 
-    now = app.clock.now()
-    snapshots = [(snapshot.at, snapshot.samples) for task in app.runner.tasks if (snapshot := task.fresh(now))]
-    status = build([*app.runner.samples(), *app.own_samples()], rates.look(snapshots))
-    return render(status, nonce)
+    return render(build([*app.runner.samples(), *app.own_samples()], rates), nonce)

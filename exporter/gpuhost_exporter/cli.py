@@ -219,9 +219,17 @@ def _settings(options: argparse.Namespace) -> Settings:
     """The configuration file with the flags over it."""
     from gpuhost_exporter.collectors import ALL
     from gpuhost_exporter.sim.control import parse_target
+    from gpuhost_exporter.targets import Targets
 
     names = tuple(collector.name for collector in ALL)
     settings = load(options.config, names) if options.config else Settings()
+    try:
+        Targets.load(settings.target)
+    except ConfigError as error:
+        raise ConfigError(f"{options.config}: {error}") from error
+    if options.simulate:
+        # A simulated host must not teach the inventory of the real one, whose file this is.
+        settings = replace(settings, storage_path=None)
     given = {
         "procfs": options.procfs,
         "sysfs": options.sysfs,
@@ -281,12 +289,10 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
-    from gpuhost_exporter.targets import Targets
     from gpuhost_exporter.web.listen import parse_address
     from gpuhost_exporter.web.webconfig import WebConfig
 
     settings = _settings(options)
-    Targets.load(settings.target)
     if settings.web_config_file:
         WebConfig.load(settings.web_config_file)
     for address in settings.listen_addresses:

@@ -115,7 +115,8 @@ class Task:
         if self._stopping:
             return  # the readers are being ended below it: what it found says nothing
         if failure:
-            self.collector.errors[kind] += 1
+            if kind != "unavailable":  # a state, told as such, and no failure to count
+                self.collector.errors[kind] += 1
             if not keep:
                 self.snapshot = None
             if failure != self.failure and kind != "internal":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import pytest
-
 from support.daemon import Daemon, select, value
 from support.simulated import arguments
 

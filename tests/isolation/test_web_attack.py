@@ -24,7 +24,7 @@ pytestmark = pytest.mark.alone
 
 SECONDS = 4.0
 ROUND = 0.5  # an attack begins anew at most so often: they are to hold places, not to fill the processor
-LATEST = 0.250  # but for one scrape in a hundred, which other work on the machine may delay
+LATEST = 1.0  # 60 to 180 ms on a quiet machine; a scrape that waits for a stalled client waits for 10 s
 EXTRA_MIB = 8.0
 TESTS = Path(__file__).parents[1]
 
