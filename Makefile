@@ -31,6 +31,7 @@ test-hardware: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(VENV)/bin/python tests/bench/bench.py
+	PYTHONPATH=tests:tests/unit $(VENV)/bin/python tests/bench/storage.py
 
 metrics: $(VENV)/.run
 	$(VENV)/bin/gpuhost-exporter metrics > exporter/METRICS.md

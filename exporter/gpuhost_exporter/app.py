@@ -10,37 +10,45 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from gpuhost_exporter import __version__
 from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.collector import Collector
-from gpuhost_exporter.collectors import ALL
+from gpuhost_exporter.collectors import ALL, nvme_health
+from gpuhost_exporter.collectors.inventory import InventoryCollector
 from gpuhost_exporter.config import Settings, default_runtime_path, default_storage_path
 from gpuhost_exporter.errors import ConfigError, Gone, Hung
 from gpuhost_exporter.exposition import BUILD, SIMULATED, Exposition
 from gpuhost_exporter.host import Host
-from gpuhost_exporter.latest import Rates
+from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Runner
 from gpuhost_exporter.sources import linux, pipe
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLog
 from gpuhost_exporter.sources.launcher import Launcher
+from gpuhost_exporter.sources.mounts import Capacities
+from gpuhost_exporter.sources.nvme_health import Report
 from gpuhost_exporter.sources.nvml.client import NvmlClient
 from gpuhost_exporter.sources.privileged import Job, PrivilegedReader
 from gpuhost_exporter.sources.processes import Processes
 from gpuhost_exporter.sources.runtime import Runtime
 from gpuhost_exporter.sources.state import State
-from gpuhost_exporter.sources.udev import UdevWatcher
+from gpuhost_exporter.sources.udev import Event, UdevWatcher, listen
 from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.targets import Targets
 
 log = logging.getLogger(__name__)
 
 RELEASE_SECONDS = 600.0
-_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_SETTLING_SECONDS = 0.5
+_LOOK_SECONDS = 5.0
+_STORAGE = frozenset({"nvme", "block"})
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +68,17 @@ class App:
         self.launcher = launcher
         self._simulation: Simulation | None = None
         self._sockets: list[pipe.Pipe] = []
-        self._settling = threading.Timer(0.0, lambda: None)
+        self._changing = threading.Lock()
+        self._changed: set[str] = set()
         linux.keep_capabilities(frozenset())
         try:
             root = Root(settings.procfs, settings.sysfs)
             arguments: dict[str, str] = {}
             if settings.simulate:
-                self._simulation = self._simulate(settings.simulate, settings.simulate_control)
-                if self._simulation.folder:
-                    root = Root.below(self._simulation.folder)
-                arguments = {"simulate": self._simulation.control}
+                simulation = self._simulate(settings.simulate, settings.simulate_control)
+                if simulation.folder:
+                    root = Root.below(simulation.folder)
+                arguments = {"simulate": simulation.control}
             nvml = NvmlClient(self.launcher, self.clock, arguments, timeout=settings.nvml_call_timeout)
             storage = None if settings.simulate and not settings.storage_path else settings.storage_path
             self.host = Host(
@@ -82,6 +91,7 @@ class App:
                 processes=Processes(self.clock),
                 state=State(storage or self._default_storage()),
                 simulated=settings.simulate or "",
+                capacities=self._capacities(),
             )
             collectors = tuple(self._collectors())
             self.runner = Runner(collectors, self.clock)
@@ -90,7 +100,8 @@ class App:
             self.close()
             raise
         self.exposition = Exposition(self.runner, self.clock, self.own_samples)
-        self._udev = UdevWatcher(self._hardware_changed)
+        self.server_samples: Callable[[], Iterable[Sample]] = lambda: ()
+        self._udev = UdevWatcher(self._hardware_changed, self._simulated_events if self._simulation else listen)
         self._privileged = PrivilegedReader(launcher, tuple(self._jobs({each.name for each, _ in collectors})))
         self.host.processes.connect(lambda request: self._privileged.ask("processes", request))
 
@@ -104,8 +115,7 @@ class App:
             )
         self.runner.start()
         self._privileged.start()
-        if not self.settings.simulate:
-            self._udev.start()
+        self._udev.start()
 
     def close(self) -> None:
         if hasattr(self, "_privileged"):
@@ -119,23 +129,34 @@ class App:
     def own_samples(self) -> Iterator[Sample]:
         yield BUILD(__version__, platform.python_version())
         yield SIMULATED(self.host.simulated, value=bool(self.host.simulated))
+        yield from self.server_samples()
 
     def _collectors(self) -> Iterator[tuple[Collector, float]]:
         for kind in ALL:
             chosen = self.settings.collectors.get(kind.name)
-            if chosen is None or chosen.enabled is not False:
+            enabled = chosen.enabled if chosen else None
+            if kind.on_by_default if enabled is None else enabled:
                 yield kind(self.host), (chosen.interval if chosen else None) or kind.interval
 
     def _jobs(self, collectors: set[str]) -> Iterator[Job]:
         """The privileged reader's, with no more privilege than the collectors that run can use."""
         kernel_log, processes = self.host.kernel_log, self.host.processes
         yield Job("kernel_log", self._kernel_log_arguments, kernel_log.put, kernel_log.fail)
+        if "nvme_health" in collectors:
+            yield Job("drives", self._drives_arguments, self._drives_told, self._drives_failed)
         if "ledger" in collectors:
             yield Job("processes", self._processes_arguments, processes.put, processes.fail)
 
     def _default_storage(self) -> str:
         # A simulated host must not teach the real one's inventory.
         return f"{self._simulation.temporary}/state" if self._simulation else default_storage_path(os.environ)
+
+    def _capacities(self) -> Capacities:
+        if self._simulation is None:
+            return Capacities()
+        from gpuhost_exporter.sim.mounts import Statvfs
+
+        return Capacities(Statvfs(self._simulation.folder))
 
     def _simulate(self, target: str, control: str | None) -> Simulation:
         from gpuhost_exporter.sim import control as simulated
@@ -145,6 +166,7 @@ class App:
         shared = "/dev/shm"  # noqa: S108
         temporary = tempfile.mkdtemp(prefix="gpuhost-simulated-", dir=shared if os.access(shared, os.W_OK) else None)
         simulation = Simulation(control or f"{temporary}/control.json", f"{temporary}/root", temporary)
+        self._simulation = simulation  # from here on close() removes the folder
         if control and os.path.exists(control):
             if simulated.load(control).real_roots:  # a prepared history, a frozen clock, only GPUs
                 return replace(simulation, folder="")
@@ -166,11 +188,50 @@ class App:
         log.info("udev: %s %s %s", action, subsystem, device)
         if subsystem == "pci":
             self.host.nvml.recheck()
-        # A device announces each of its parts; one early poll after the last of them is enough.
-        self._settling.cancel()
-        self._settling = threading.Timer(0.5, self.runner.hurry)
-        self._settling.daemon = True
-        self._settling.start()
+        # A device announces each of its parts: one early poll for all of them, and again if they take longer.
+        with self._changing:
+            begins = not self._changed
+            self._changed.add(subsystem)
+        if begins:
+            timer = threading.Timer(_SETTLING_SECONDS, self._settled)
+            timer.daemon = True
+            timer.start()
+
+    def _settled(self) -> None:
+        with self._changing:
+            changed, self._changed = self._changed, set()
+        hurried = {
+            task.collector.name
+            for task in self.runner.tasks
+            if changed - _STORAGE or task.collector.subsystems & changed
+        }
+        self.runner.hurry(hurried - {InventoryCollector.name})
+        time.sleep(_SETTLING_SECONDS)
+        self.runner.hurry({InventoryCollector.name})  # it goes by what the others have found
+
+    def _simulated_events(self) -> Iterator[Event]:
+        with suppress(Gone):
+            while True:
+                yield pipe.recv_answer(self._sockets[0], None)
+
+    def _drives_arguments(self) -> Mapping[str, Any]:
+        root = self.host.root
+        return {
+            "root": {"proc": root.proc, "sys": root.sys, "dev": root.dev},
+            "interval": nvme_health.reading_interval(self.settings),
+            "simulated": self._simulation is not None,
+        }
+
+    def _drives_told(self, reports: tuple[Report, ...]) -> None:
+        self.host.drive_health.put(reports)
+        self._hurry_drives()
+
+    def _drives_failed(self, kind: str, message: str) -> None:
+        self.host.drive_health.fail(kind, message)
+        self._hurry_drives()
+
+    def _hurry_drives(self) -> None:
+        self.runner.hurry({nvme_health.NvmeHealthCollector.name})
 
     def _kernel_log_arguments(self) -> Mapping[str, Any]:
         root = self.host.root
@@ -200,39 +261,46 @@ def serve(settings: Settings, launcher: Launcher) -> int:
             metrics=app.exposition.render,
             healthy=lambda: _healthy(app),
             ready=lambda: _ready(app),
-            page=lambda nonce: _page(app, rates, nonce),
+            page=lambda nonce: _page(app, rates.look(_snapshots(app)), nonce),
         )
         server = Server(settings.listen_addresses, routes, settings.web_config_file)
+        app.server_samples = server.samples
         runtime = Runtime(default_runtime_path(os.environ))
         server.start()  # before the collectors: an address that is taken ends it with that one line
         app.start()
         runtime.write_pid()
         log.info("listening on %s", ", ".join(server.addresses))
         try:
-            _until_stopped(app, runtime)
+            return _until_stopped(app, runtime, lambda: rates.look(_snapshots(app)))
         finally:
             runtime.remove_pid()
             server.close()
     finally:
         app.close()
-    return 0
 
 
-def _until_stopped(app: App, runtime: Runtime) -> None:
+def _until_stopped(app: App, runtime: Runtime, look: Callable[[], object]) -> int:
+    """Serve signals until one ends it; the exit status. Looks now and then, so that a page opened has rates at once."""
     while True:
-        received = signal.sigwait(_HANDLED)
-        if received == signal.SIGUSR1:
+        received = signal.sigtimedwait(_HANDLED, _LOOK_SECONDS)
+        if received is None:
+            look()
+        elif received.si_signo == signal.SIGUSR1:
             seconds = runtime.take_release() or RELEASE_SECONDS
             log.info("releasing NVML for %.0f s", seconds)
             app.host.nvml.release(seconds)
             app.runner.hurry()
-        elif received == signal.SIGUSR2:
+        elif received.si_signo == signal.SIGCHLD:
+            if app.launcher.ended():
+                log.error("the launcher has gone, and every reader with it: ending, to be started anew")
+                return 1
+        elif received.si_signo == signal.SIGUSR2:
             log.info("taking NVML up again")
             app.host.nvml.resume()
             app.runner.hurry()
         else:
-            log.info("%s: stopping", signal.Signals(received).name)
-            return
+            log.info("%s: stopping", signal.Signals(received.si_signo).name)
+            return 0
 
 
 def _healthy(app: App) -> tuple[bool, str]:
@@ -246,11 +314,13 @@ def _ready(app: App) -> tuple[bool, str]:
     return (False, "not polled yet: " + ", ".join(waiting)) if waiting else (True, "every collector has polled")
 
 
-def _page(app: App, rates: Rates, nonce: str) -> bytes:
+def _snapshots(app: App) -> list[tuple[float, tuple[Sample, ...]]]:
+    now = app.clock.now()
+    return [(snapshot.at, snapshot.samples) for task in app.runner.tasks if (snapshot := task.fresh(now))]
+
+
+def _page(app: App, rates: Mapping[Series, float], nonce: str) -> bytes:
     from gpuhost_exporter.status import build
     from gpuhost_exporter.web.page import render
 
-    now = app.clock.now()
-    snapshots = [(snapshot.at, snapshot.samples) for task in app.runner.tasks if (snapshot := task.fresh(now))]
-    status = build([*app.runner.samples(), *app.own_samples()], rates.look(snapshots))
-    return render(status, nonce)
+    return render(build([*app.runner.samples(), *app.own_samples()], rates), nonce)

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
 _KEPT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A device that the kernel lists now, read or not. `identity` is None where nothing has told it so far."""
+
+    device: str
+    identity: str | None
 
 
 class Board:

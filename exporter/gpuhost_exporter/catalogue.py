@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from gpuhost_exporter import exposition, runner
 from gpuhost_exporter.collectors import ALL
 from gpuhost_exporter.specs import Spec
+from gpuhost_exporter.web import server
 
 
 def groups() -> Iterator[tuple[str, str, tuple[Spec, ...]]]:
     """Collector name, source, specs; the exporter's own last."""
     for collector in ALL:
         yield collector.name, collector.source, collector.specs
-    yield "exporter", "the exporter itself", (*runner.SPECS, *exposition.SPECS)
+    yield "exporter", "the exporter itself", (*runner.SPECS, *exposition.SPECS, *server.SPECS)
 
 
 def specs() -> dict[str, Spec]:
@@ -56,8 +57,8 @@ def metrics_page() -> str:
 def collectors_table() -> str:
     """The README's table of collectors."""
     lines = ["| collector | every | what | reads | needs beyond an ordinary user |", "|---|---|---|---|---|"]
-    lines += [
-        f"| `{kind.name}` | {kind.interval:g} s | {kind.help} | {kind.source} | {kind.privilege or 'nothing'} |"
-        for kind in ALL
-    ]
+    for kind in ALL:
+        name = f"`{kind.name}`" if kind.on_by_default else f"`{kind.name}` (off by default)"
+        privilege = kind.privilege or "nothing"
+        lines.append(f"| {name} | {kind.interval:g} s | {kind.help} | {kind.source} | {privilege} |")
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from gpuhost_exporter import __version__
 from gpuhost_exporter.config import (
@@ -41,7 +41,13 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-class _LogHandler(logging.StreamHandler[TextIO]):
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # cannot be subscripted before Python 3.11
+
+
+class _LogHandler(_StreamHandler):
     """Drops lines while nobody empties the pipe that they go to: a thread that waited there would not read or stop."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -53,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     _open_standard_streams()
     # Readers share the launcher's memory: it is forked before what they do not need is imported.
-    linux.limit_arenas()
+    linux.bound_malloc()
     launcher = Launcher.start(KINDS) if arguments and arguments[0] in _READING else None
     try:
         status = _run(arguments, launcher)
@@ -217,9 +223,17 @@ def _settings(options: argparse.Namespace) -> Settings:
     """The configuration file with the flags over it."""
     from gpuhost_exporter.collectors import ALL
     from gpuhost_exporter.sim.control import parse_target
+    from gpuhost_exporter.targets import Targets
 
     names = tuple(collector.name for collector in ALL)
     settings = load(options.config, names) if options.config else Settings()
+    try:
+        Targets.load(settings.target)
+    except ConfigError as error:
+        raise ConfigError(f"{options.config}: {error}") from error
+    if options.simulate:
+        # A simulated host must not teach the inventory of the real one, whose file this is.
+        settings = replace(settings, storage_path=None)
     given = {
         "procfs": options.procfs,
         "sysfs": options.sysfs,
@@ -280,12 +294,10 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _check_config(options: argparse.Namespace) -> int:
     from gpuhost_exporter.ledger.thresholds import Thresholds
-    from gpuhost_exporter.targets import Targets
     from gpuhost_exporter.web.listen import parse_address
     from gpuhost_exporter.web.webconfig import WebConfig
 
     settings = _settings(options)
-    Targets.load(settings.target)
     Thresholds.load(settings.ledger)
     if settings.web_config_file:
         WebConfig.load(settings.web_config_file)

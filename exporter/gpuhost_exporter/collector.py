@@ -22,7 +22,7 @@ class Collector:
     """One subject.
 
     `source` and `privilege` are for people (README, doctor): what it reads, and the capability or setting that
-    it needs beyond an ordinary user ("" for none).
+    it needs beyond an ordinary user ("" for none). `subsystems`: those of udev whose events make it poll at once.
     """
 
     name: ClassVar[str]
@@ -30,7 +30,9 @@ class Collector:
     source: ClassVar[str]
     privilege: ClassVar[str] = ""
     interval: ClassVar[float]
+    on_by_default: ClassVar[bool] = True
     specs: ClassVar[tuple[Spec, ...]]
+    subsystems: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, host: Host) -> None:
         self.host = host

@@ -81,7 +81,8 @@ class Renderer:
             parts.append(self._header(spec, openmetrics))
             parts.extend([f"{prefix}{value!r}\n" for prefix, value in family.items()])
             count += len(family)
-        return "".join(parts).encode(), count
+        # A name from the kernel may hold bytes that are no UTF-8; such a byte must not cost the scrape.
+        return "".join(parts).encode("utf-8", "replace"), count
 
     def _header(self, spec: Spec, openmetrics: bool) -> str:
         key = (spec, openmetrics)

@@ -17,12 +17,15 @@ from gpuhost_exporter.collectors import (
     mig,
     nvlink,
     nvme,
+    nvme_health,
     pcie,
     raid,
     rdma,
+    storage,
     targets,
     xid,
 )
+from gpuhost_exporter.demand import demand
 from gpuhost_exporter.latest import Latest
 from gpuhost_exporter.runner import ERRORS, IN_FLIGHT, UP
 
@@ -86,9 +89,10 @@ class _GpuFinding:
     action: str
 
 
-def find(latest: Latest) -> tuple[Finding, ...]:
-    """Gravest first. What several GPUs share is said once."""
-    findings = [*_driver(latest), *_merged(_gpus(latest)), *_host(latest), *_storage(latest), *_itself(latest)]
+def find(latest: Latest, moved: Latest) -> tuple[Finding, ...]:
+    """Gravest first. What several GPUs share is said once. `moved` holds the rates of counters."""
+    findings = [*_driver(latest), *_merged(_gpus(latest)), *_host(latest)]
+    findings += [*_storage(latest), *_demand(latest, moved), *_itself(latest)]
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
@@ -274,9 +278,58 @@ def _storage(latest: Latest) -> Iterator[Finding]:
             link = f"PCIe {figures.count(generation)} x{figures.count(width)}"
             full = f"PCIe {figures.count(best)} x{figures.count(most)}"
             yield Finding("warning", device, f"slow link: {link} instead of {full}", "Have the drive reseated.")
+        for severity, message, action in _drive_health(latest, device):
+            yield Finding(severity, device, message, action)
         hottest = max((value for _, value in latest.below(nvme.TEMPERATURE, device)), default=0.0)
         if hottest >= _HOT_DRIVE_CELSIUS:
             yield Finding("warning", device, f"hot: {figures.celsius(hottest)}", "Look at the cooling.")
+
+
+def _demand(latest: Latest, moved: Latest) -> Iterator[Finding]:
+    for device in dict.fromkeys(device for device, _ in latest.rows(storage.LIMITED)):
+        found = demand(latest, moved, device)
+        if found is None:
+            continue
+        if found.by == "submitter":
+            message = "tasks wait for buffered writes, though the drives could take more"
+            yield Finding("info", device, message, "Write checkpoints with direct I/O.")
+            continue
+        does = "reads" if found.direction == "read" else "writes"
+        rate = f"{does} {figures.of(figures.rate(found.delivered), figures.rate(found.good))}"
+        if found.member:
+            action = f"Look at {found.member}'s health, temperature and PCIe link; if these are good, exchange it."
+            yield Finding("warning", device, f"waits for {found.member}: {rate}", action)
+        elif found.slow():
+            action = "Look for a rebuild, hot drives and slow PCIe links; then measure it with fio."
+            yield Finding("warning", device, f"too slow: {rate} though asked for more", action)
+
+
+_WARNED: dict[str, tuple[Severity, str]] = {
+    "spare_low": ("warning", "the drive runs out of spare blocks"),
+    "temperature": ("warning", "the drive is too hot or too cold, by its own measure"),
+    "reliability_degraded": ("critical", "the drive calls itself unreliable"),
+    "read_only": ("critical", "the drive takes no more writes"),
+    "backup_failed": ("warning", "the drive may lose writes when power fails"),
+    "persistent_memory_unreliable": ("warning", "the drive's persistent memory is unreliable"),
+}
+
+
+def _drive_health(latest: Latest, device: str) -> _Said:
+    for warning, raised in latest.below(nvme_health.WARNING, device):
+        if raised:
+            action = "Look at the cooling." if warning == "temperature" else "Have the drive exchanged."
+            severity, message = _WARNED[warning]
+            yield severity, message, action
+    wear = latest.value(nvme_health.WEAR, device)
+    if wear is not None and wear >= 1:
+        yield "warning", f"worn: {figures.percent(wear)} of its rated endurance used", "Plan to exchange the drive."
+    errors = latest.value(nvme_health.MEDIA_ERRORS, device)
+    if errors:
+        yield "info", f"{errors:.0f} media errors in its life", "If they grow: have the drive exchanged."
+    waited = latest.value(nvme_health.IN_FLIGHT, device) or 0.0
+    if waited > _HANGS_SECONDS:
+        message = f"the controller has not answered for {figures.seconds(waited)}"
+        yield "warning", message, "If it stays so, have the drive exchanged."
 
 
 def _itself(latest: Latest) -> Iterator[Finding]:

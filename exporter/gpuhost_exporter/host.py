@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from gpuhost_exporter.board import Board
 from gpuhost_exporter.clock import Clock
+from gpuhost_exporter.sources.mounts import Capacities
+from gpuhost_exporter.sources.nvme_health import DriveHealth
 
 if TYPE_CHECKING:
     from gpuhost_exporter.config import Settings
@@ -29,4 +31,6 @@ class Host:
     processes: Processes
     state: State
     simulated: str = ""  # HOST:SCENARIO, empty on a real host
+    capacities: Capacities = field(default_factory=Capacities)
     board: Board = field(default_factory=Board)
+    drive_health: DriveHealth = field(default_factory=DriveHealth)

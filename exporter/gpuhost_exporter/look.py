@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from gpuhost_exporter.app import App
 from gpuhost_exporter.collectors import ALL
 from gpuhost_exporter.collectors.gpu import UTILIZATION_SOURCE
 from gpuhost_exporter.config import Settings
-from gpuhost_exporter.latest import Rates
+from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Task
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.status import RATED, build
 from gpuhost_exporter.table import render, table
+
+_APART = 1.0  # seconds
 
 
 def snapshot(settings: Settings, launcher: Launcher, timeout: float, *, as_json: bool) -> int:
@@ -23,11 +25,7 @@ def snapshot(settings: Settings, launcher: Launcher, timeout: float, *, as_json:
     app = App(settings, launcher)
     try:
         app.start()
-        rates = Rates(RATED)
-        until = time.monotonic() + timeout
-        _wait(app, until, 1)
-        rates.look(_snapshots(app))
-        _wait(app, until, 3)
+        rates = _look_twice(app, timeout)
         samples = [*app.runner.samples(), *app.own_samples()]
         silent = [task.collector.name for task in app.runner.tasks if not task.polls]
         if as_json:
@@ -42,7 +40,7 @@ def snapshot(settings: Settings, launcher: Launcher, timeout: float, *, as_json:
             document = {"simulated": app.host.simulated or None, "no_answer": silent, "samples": rows}
             print(json.dumps(document, indent=1))
         else:
-            print(render(build(samples, rates.look(_snapshots(app)))), end="")
+            print(render(build(samples, rates)), end="")
             for name in silent:
                 print(f"{name}: no answer within {timeout:g} s")
         return 0 if any(task.succeeded for task in app.runner.tasks) else 1
@@ -55,13 +53,20 @@ def doctor(settings: Settings, launcher: Launcher) -> int:
     app = App(settings, launcher)
     try:
         app.start()
-        _wait(app, time.monotonic() + 5.0, 2)
+        _look_twice(app, 5.0)
         tasks = {task.collector.name: task for task in app.runner.tasks}
         rows = []
         for kind in ALL:
             task = tasks.get(kind.name)
             if task is None:
-                rows.append((kind.name, "off", "", "switched off by configuration or flag"))
+                rows.append(
+                    (
+                        kind.name,
+                        "off",
+                        "",
+                        "switched off" if kind.on_by_default else f"switched on with --collector.{kind.name}",
+                    )
+                )
                 continue
             rows.append((kind.name, *_verdict(task)))
             remarks = [*task.collector.remarks(), *_profiling(task)]
@@ -97,11 +102,22 @@ def _profiling(task: Task) -> Iterator[str]:
             yield f"GPU {labels[0]}: profiling (GPM): denied"
 
 
-def _wait(app: App, until: float, polls: int) -> None:
-    """Until every collector has polled, those that poll each second so often, or the time is up."""
-    while time.monotonic() < until:
-        if all(task.polls >= (polls if task.interval <= 1 else 1) for task in app.runner.tasks):
-            return
+def _look_twice(app: App, timeout: float) -> Mapping[Series, float]:
+    """Have every collector poll, and again once a ratio or a rate can be told; the rates. Ends when the time is up."""
+    until = time.monotonic() + timeout
+    rates = Rates(RATED)
+    _wait(app, until, dict.fromkeys(app.runner.tasks, 0))
+    rates.look(_snapshots(app))
+    time.sleep(max(0.0, min(_APART, until - time.monotonic())))
+    polls = {task: task.polls for task in app.runner.tasks}
+    app.runner.hurry()
+    _wait(app, until, polls)
+    return rates.look(_snapshots(app))
+
+
+def _wait(app: App, until: float, polls: Mapping[Task, int]) -> None:
+    """Until every collector has polled more often than that, or the time is up."""
+    while time.monotonic() < until and any(task.polls <= polls[task] for task in app.runner.tasks):
         time.sleep(0.02)
 
 

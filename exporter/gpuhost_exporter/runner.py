@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from gpuhost_exporter.clock import Clock
@@ -115,7 +115,8 @@ class Task:
         if self._stopping:
             return  # the readers are being ended below it: what it found says nothing
         if failure:
-            self.collector.errors[kind] += 1
+            if kind != "unavailable":  # a state, told as such, and no failure to count
+                self.collector.errors[kind] += 1
             if not keep:
                 self.snapshot = None
             if failure != self.failure and kind != "internal":
@@ -160,9 +161,11 @@ class Runner:
         for task in self.tasks:
             task.stop()
 
-    def hurry(self) -> None:
+    def hurry(self, collectors: Container[str] | None = None) -> None:
+        """Have these collectors, or all, poll now rather than at their next tick."""
         for task in self.tasks:
-            task.hurry()
+            if collectors is None or task.collector.name in collectors:
+                task.hurry()
 
     def samples(self) -> Iterator[Sample]:
         """Everything that is published and fresh now, self-metrics last."""

@@ -19,9 +19,11 @@ from gpuhost_exporter.collectors import (
     nvme,
     raid,
     rdma,
+    storage,
     targets,
     xid,
 )
+from gpuhost_exporter.demand import Demand, demand
 from gpuhost_exporter.exposition import BUILD, SIMULATED
 from gpuhost_exporter.findings import Finding, find
 from gpuhost_exporter.latest import Latest, Series
@@ -29,7 +31,15 @@ from gpuhost_exporter.runner import AGE, ERRORS, IN_FLIGHT, UP
 from gpuhost_exporter.specs import Sample, Spec
 
 # Counters whose rates build() takes.
-RATED: tuple[Spec, ...] = (block.READ_BYTES, block.WRITTEN_BYTES, rdma.BYTES)
+RATED: tuple[Spec, ...] = (
+    block.READ_BYTES,
+    block.WRITTEN_BYTES,
+    rdma.BYTES,
+    storage.SATURATED_SECONDS,
+    storage.SATURATED_BYTES,
+    storage.LIMITED,
+    storage.LIMITING,
+)
 
 Verdict = Literal["good", "unknown", "info", "warning", "critical"]
 _NOT_HERE = frozenset({"absent", "unsupported", "unavailable"})
@@ -74,6 +84,7 @@ class ArrayRow:
     read: float | None
     written: float | None
     size: float | None
+    demand: Demand | None  # None while nobody asks it for more than it gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +145,7 @@ def build(samples: Iterable[Sample], rates: Mapping[Series, float] | None = None
     """`rates`: what the counters of RATED do a second, from Rates.look(); without them rates are not told."""
     latest = Latest(samples)
     moved = Latest(Sample(spec, labels, value) for (spec, labels), value in (rates or {}).items())
-    findings = find(latest)
+    findings = find(latest, moved)
     gpus = tuple(sorted(_gpus(latest), key=lambda row: (not row.index.isdecimal(), row.index.zfill(4))))
     verdict, headline, action = _headline(findings, gpus, latest)
     return Status(
@@ -211,6 +222,7 @@ def _arrays(latest: Latest, moved: Latest) -> Iterator[ArrayRow]:
             read=moved.value(block.READ_BYTES, device),
             written=moved.value(block.WRITTEN_BYTES, device),
             size=latest.value(block.SIZE, device),
+            demand=demand(latest, moved, device),
         )
 
 

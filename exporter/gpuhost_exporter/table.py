@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
 from gpuhost_exporter import figures
+from gpuhost_exporter.demand import Demand
 from gpuhost_exporter.status import ArrayRow, CollectorRow, DriveRow, GpuRow, PortRow, Status
 
 WIDTH = 100
@@ -34,7 +35,9 @@ def _sections(status: Status) -> Iterator[Iterable[str]]:
         figured = ("GPU", "state", "busy", "tensor", "HBM", "NVLink", "links", "power", "core", "memory")
         yield names and f"{names}\n", table(figured, map(_gpu, status.gpus))
     if status.arrays:
-        yield table(("array", "state", "members", "read", "written", "size"), map(_array, status.arrays))
+        yield table(
+            ("array", "state", "members", "read", "written", "under demand", "size"), map(_array, status.arrays)
+        )
     if status.drives:
         columns = ("drive", "state", "read", "written", "temp", "PCIe", "size", "model")
         yield table(columns, map(_drive, status.drives))
@@ -86,6 +89,7 @@ def _array(row: ArrayRow) -> tuple[str, ...]:
         figures.of(figures.count(row.members_active), figures.count(row.members_expected)),
         figures.rate(row.read),
         figures.rate(row.written),
+        demanded(row.demand),
         figures.size(row.size),
     )
 
@@ -123,6 +127,16 @@ def _collector(row: CollectorRow) -> tuple[str, ...]:
         figures.NOTHING if row.age is None else f"{figures.seconds(row.age)} ago",
         ", ".join(f"{kind} {count:.0f}" for kind, count in row.errors) or "none",
     )
+
+
+def demanded(demand: Demand | None) -> str:
+    """3.13 / 20.0 GB/s (nvme2n1), with who holds it back where that is not the array as a whole."""
+    if demand is None:
+        return figures.NOTHING
+    if demand.by == "submitter":
+        return "submitter"
+    rate = figures.of(figures.rate(demand.delivered), figures.rate(demand.good))
+    return f"{rate} ({demand.member})" if demand.member else rate
 
 
 def _up(up: bool) -> str:

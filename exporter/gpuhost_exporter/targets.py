@@ -122,7 +122,8 @@ class Targets:
 
 def read_data(name: str) -> dict[str, Any]:
     """One of the package's own tables."""
-    return tomllib.loads((resources.files("gpuhost_exporter") / "data" / name).read_text("utf-8"))
+    data: dict[str, Any] = tomllib.loads((resources.files("gpuhost_exporter") / "data" / name).read_text("utf-8"))
+    return data
 
 
 def _products(entry: Mapping[str, Any]) -> tuple[Product, ...]:

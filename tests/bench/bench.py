@@ -66,6 +66,13 @@ class Peer:
         self.first_scrape = time.monotonic() - begin
 
     def get(self, kind: str) -> tuple[bytes, float]:
+        try:
+            return self.ask(kind)
+        except http.client.RemoteDisconnected:  # an idle connection that the other side has ended
+            self.connection = None
+            return self.ask(kind)
+
+    def ask(self, kind: str) -> tuple[bytes, float]:
         if self.connection is None:
             self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         begin = time.perf_counter()

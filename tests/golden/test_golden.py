@@ -12,19 +12,20 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from support.daemon import Daemon, parse
 
 from gpuhost_exporter import catalogue
 from gpuhost_exporter.clock import SystemClock
+from gpuhost_exporter.collectors import ALL
 from gpuhost_exporter.sim import control
-from support.daemon import Daemon, parse
 
 HOSTS = ("h100x8", "l40s", "vm", "mig", "oldkernel", "nogpu")
 FROZEN = 600.0
 HERE = Path(__file__).parent
-# Of this run and machine, not of the simulated host.
+# Of this run and machine, not of the simulated host: left out, or only their values.
+OWN = ("gpuhost_exporter_", "gpuhost_collector_errors_total")
 VOLATILE = (
     "gpuhost_collector_",
-    "gpuhost_exporter_",
     "gpuhost_nvml_in_flight_seconds",
     "gpuhost_boot_time_seconds",
     "gpuhost_gpu_memory_bandwidth_bytes_total",
@@ -37,16 +38,32 @@ def host(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     file = folder / "control.json"
     control.create(str(file), request.param, "steady", SystemClock(), frozen=FROZEN)
-    with Daemon(folder, f"--simulate={request.param}", f"--simulate.control={file}") as daemon:
+    config = folder / "exporter.toml"
+    config.write_text("".join(f"[collector.{kind.name}]\ninterval = 1\n" for kind in ALL))
+    with Daemon(
+        folder, f"--config.file={config}", f"--simulate={request.param}", f"--simulate.control={file}"
+    ) as daemon:
         daemon.ready()
-        time.sleep(2.5)  # a second GPM sample, and the inventory once more after all have polled
+        settle(daemon)
         yield request.param, daemon
+
+
+def settle(daemon):
+    """Until nothing has come or gone for 3 s: subjects that join others appear a poll after them."""
+    deadline = time.monotonic() + 40
+    seen, since = None, time.monotonic()
+    while time.monotonic() - since < 3:
+        now = golden_lines(daemon.text())
+        if now != seen:
+            seen, since = now, time.monotonic()
+        assert time.monotonic() < deadline
+        time.sleep(0.25)
 
 
 def golden_lines(text):
     lines = []
     for line in text.splitlines():
-        if line.startswith("#"):
+        if line.startswith(("#", *OWN)):
             continue
         series, _, value = line.rpartition(" ")
         volatile = any(part in series.partition("{")[0] for part in VOLATILE)

@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 
 import bcrypt
 import pytest
@@ -21,29 +20,6 @@ from gpuhost_exporter.sim import control
 COMMANDS = ("serve", "snapshot", "doctor", "check-config", "metrics", "release", "resume", "simulate", "forget")
 HOSTS = "h100x8, l40s, vm, mig, oldkernel, nogpu"
 LOCAL = "--web.listen-address=127.0.0.1:0"
-
-
-@pytest.fixture
-def environment(tmp_path):
-    return {
-        **os.environ,
-        "XDG_RUNTIME_DIR": str(tmp_path / "run"),
-        "XDG_STATE_HOME": str(tmp_path / "state"),
-        "TMPDIR": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-
-
-@pytest.fixture
-def run(tmp_path, environment):
-    """`gpuhost-exporter ARGUMENTS` to its end; files are named relative to tmp_path."""
-
-    def call(*arguments, **named):
-        named = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **named}
-        command = [sys.executable, "-m", "gpuhost_exporter", *arguments]
-        return subprocess.run(command, text=True, timeout=20, env=environment, cwd=tmp_path, check=False, **named)
-
-    return call
 
 
 def refused(done, *said):

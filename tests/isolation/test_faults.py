@@ -10,7 +10,6 @@ import signal
 import time
 
 import pytest
-
 from support.daemon import Daemon, descendants, select, value
 from support.simulated import arguments
 
@@ -207,6 +206,16 @@ def test_a_privileged_reader_that_ends_is_started_again(start):
     second = [pid for pid, name in daemon.descendants().items() if name.startswith("gpuhost-privi")]
     assert len(second) == 1
     assert first != second
+
+
+def test_without_its_launcher_the_exporter_ends_so_that_it_is_started_anew(start):
+    daemon = start("steady")
+    daemon.ready()
+    pids = daemon.descendants()
+    os.kill(next(pid for pid, name in pids.items() if name.startswith("gpuhost-launch")), signal.SIGKILL)
+    assert daemon.process.wait(10) == 1
+    assert "the launcher has gone" in daemon.log()
+    assert gone(pids)
 
 
 def gone(pids, seconds=3.0):

@@ -10,6 +10,7 @@ import textwrap
 import time
 
 import pytest
+from support.daemon import descendants
 
 from gpuhost_exporter.errors import Gone, Hung, Unavailable
 from gpuhost_exporter.sources import linux
@@ -126,11 +127,27 @@ def test_close_ends_hung_readers_and_the_launcher(spawn):
     assert gone_within([launcher.pid, *pids], 1)
 
 
+def test_an_answer_that_came_too_late_is_no_other_request_s_and_its_reader_ends(launcher, spawn, monkeypatch):
+    monkeypatch.setattr("gpuhost_exporter.sources.launcher._SPAWN_SECONDS", 0.2)
+    os.kill(launcher.pid, signal.SIGSTOP)
+    with pytest.raises(Unavailable, match="does not answer"):
+        spawn(launcher, "hang")
+    os.kill(launcher.pid, signal.SIGCONT)
+    pid, pipe = spawn(launcher, "hang")
+    assert recv_answer(pipe, 5) == pid
+    monkeypatch.undo()
+    launcher.exit_status(pid)
+    assert gone_within(set(descendants(launcher.pid)) - {pid}, 3)
+
+
 def test_a_dead_launcher_is_told_and_not_waited_for(launcher, spawn):
     os.kill(launcher.pid, signal.SIGKILL)
     time.sleep(0.1)
     with pytest.raises(Unavailable, match="launcher"):
         spawn(launcher, "echo")
+    launcher.kill(4711)
+    assert launcher.exit_status(4711) == -signal.SIGKILL
+    assert launcher.ended()
 
 
 def test_sigkill_of_the_exporter_leaves_no_process_behind():

@@ -7,7 +7,6 @@ import re
 import time
 
 import pytest
-
 from support.daemon import Daemon, select, value
 from support.simulated import arguments
 
@@ -23,7 +22,13 @@ def start(tmp_path):
         file = tmp_path / "exporter.toml"
         file.write_text(config)
         running.append(
-            Daemon(tmp_path, f"--config.file={file}", *arguments(tmp_path, "h100x8", scenario, elapsed=elapsed), *more)
+            Daemon(
+                tmp_path,
+                f"--config.file={file}",
+                "--collector.ledger",
+                *arguments(tmp_path, "h100x8", scenario, elapsed=elapsed),
+                *more,
+            )
         )
         return running[-1]
 

@@ -76,7 +76,7 @@ def test_a_lost_gpu_costs_that_gpu_only_and_is_looked_for_again(make):
 
 
 def test_a_gpu_that_was_lost_before_the_start_is_known_by_its_index_until_it_is_back(make):
-    client, clock, steps = make("ok:GPU-0,GPU-2")
+    client, clock, _ = make("ok:GPU-0,GPU-2")
     opened = []
     client.on_open = lambda: opened.append(client.state())
     client.read("links")
@@ -96,7 +96,7 @@ def test_a_call_that_never_returns_costs_its_gpu_and_the_deadline(make):
         client.read("links")
     assert time.monotonic() - begin < 2
     assert client.state() == "hung"
-    assert client.gpu_states() == {"GPU-0": "unknown", "GPU-1": "hung", "GPU-2": "unknown"}
+    assert client.gpu_states() == {"GPU-0": "ok", "GPU-1": "hung", "GPU-2": "ok"}, "its reader is being replaced"
     assert client.restarts()["hung"] == 1
     assert uuids(client.read("links")) == ["GPU-0", "GPU-2"]
     assert client.gpu_states() == {"GPU-0": "ok", "GPU-1": "hung", "GPU-2": "ok"}
@@ -143,6 +143,17 @@ def test_a_driver_that_is_not_there_is_a_state_and_is_tried_again_with_patience(
     assert steps.read_text() == "", "not tried at every tick"
     clock.ahead += 61
     assert uuids(client.read("links")) == ["GPU-0", "GPU-1", "GPU-2"]
+    assert client.state() == "ok"
+
+
+def test_an_absent_driver_is_logged_once_however_often_it_is_looked_for(make, caplog):
+    client, clock, _ = make("down:no_library down:no_library down:no_library")
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            client.read("links")
+        clock.ahead += 61
+    assert caplog.text.count("NVML: no_library") == 1
+    client.read("links")
     assert client.state() == "ok"
 
 
@@ -215,6 +226,83 @@ def test_release_does_not_wait_for_a_hung_call(make):
     assert "released" in str(errors[0])
 
 
+def test_a_gpu_that_hangs_while_being_opened_shows_as_hung_and_is_tried_again(make):
+    client, clock, steps = make("hang:index:1")
+    with pytest.raises(Hung, match="index:1"):
+        client.read("links")
+    steps.write_text("ok:GPU-0,GPU-2")
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-2"]
+    assert client.unopened() == {1: "hung"}
+    clock.ahead += 61
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-1", "GPU-2"]
+    assert client.unopened() == {}
+
+
+def test_looking_for_a_lost_gpu_leaves_its_siblings_up_even_when_its_opening_hangs(make):
+    client, clock, steps = make("ok ok:GPU-0,GPU-2")
+    client.read("links")
+    steps.write_text("hang:index:1 ok:GPU-0,GPU-2")
+    clock.ahead += 61
+    with pytest.raises(Hung):
+        client.read("links")
+    clock.ahead -= 61
+    assert client.gpu_states() == {"GPU-0": "ok", "GPU-1": "lost", "GPU-2": "ok"}
+    clock.ahead += 61
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-2"]
+    assert client.gpu_states() == {"GPU-0": "ok", "GPU-1": "hung", "GPU-2": "ok"}
+
+
+def test_only_the_subject_that_hung_proves_a_gpu_well_so_pauses_grow(make):
+    client, clock, steps = make("ok hang:GPU-1")
+    with pytest.raises(Hung):
+        client.read("fabric")
+    client.read("links")
+    clock.ahead += 61
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-1", "GPU-2"]
+    steps.write_text("hang:GPU-1")
+    with pytest.raises(Hung):
+        client.read("fabric")
+    client.read("links")
+    clock.ahead += 61
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-2"], "left out for twice as long"
+
+
+def test_evidence_that_is_old_makes_no_gpu_ok(make):
+    client, clock, _ = make()
+    client.read("links")
+    clock.ahead += 29
+    assert set(client.gpu_states().values()) == {"ok"}
+    clock.ahead += 2
+    assert set(client.gpu_states().values()) == {"unknown"}
+
+
+def test_a_reader_that_cannot_be_killed_after_a_recheck_is_not_multiplied_either(make, monkeypatch):
+    client, clock, _ = make("ok ok:GPU-0,GPU-2")
+    client.read("links")
+    monkeypatch.setattr(client._launcher, "exit_status", lambda pid, wait=0.0: None)
+    for _ in range(3):
+        clock.ahead += 700
+        with pytest.raises(Hung, match="cannot end"):
+            client.read("links")
+    assert client.stuck() == 1
+    assert client.restarts()["recheck"] == 1
+
+
+def test_without_a_launcher_nothing_is_ok_and_nothing_raises_but_read(make):
+    client, _, _ = make()
+    client.read("links")
+    (pid,) = client.pids()
+    os.kill(client._launcher.pid, signal.SIGKILL)
+    while exists(pid):
+        time.sleep(0.01)
+    with pytest.raises(SourceError):
+        client.read("links")
+    with pytest.raises(SourceError):
+        client.read("links")
+    assert client.state() != "ok"
+    client.release(1)
+
+
 def test_a_reader_that_the_kernel_cannot_kill_is_reported_and_not_multiplied(make, monkeypatch):
     client, _, _ = make("ok hang:GPU-0")
     spawned = []
@@ -225,6 +313,7 @@ def test_a_reader_that_the_kernel_cannot_kill_is_reported_and_not_multiplied(mak
         with pytest.raises(Hung):
             client.read("links")
     assert client.state() == "stuck"
+    assert set(client.gpu_states().values()) == {"unknown"}
     assert client.stuck() == 1
     assert len(spawned) == 1
     monkeypatch.setattr(client._launcher, "exit_status", exit_status)

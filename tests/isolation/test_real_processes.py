@@ -33,7 +33,9 @@ class Rig:
         environment = {"SLURM_JOB_ID": "77", "WORLD_SIZE": "2"}
         self.ranks = [Worker({**environment, "RANK": str(rank)}) for rank in range(2)]
         self.train()
-        self.daemon = Daemon(folder, "--simulate", "h100x8:steady", "--simulate.control", self.path)
+        self.daemon = Daemon(
+            folder, "--collector.ledger", "--simulate", "h100x8:steady", "--simulate.control", self.path
+        )
 
     def train(self, **levels):
         held = [control.GpuChange(index, (rank.pid,), levels) for index, rank in enumerate(self.ranks)]

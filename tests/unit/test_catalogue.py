@@ -14,9 +14,13 @@ from gpuhost_exporter import catalogue, exposition, runner
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors import ALL
 from gpuhost_exporter.sim import control
+from gpuhost_exporter.sim.ioctl import ioctl
+from gpuhost_exporter.sim.mounts import Statvfs
 from gpuhost_exporter.sim.nvml import SimNvml
 from gpuhost_exporter.sim.tree import Tree
 from gpuhost_exporter.sources.kmsg import KernelLog
+from gpuhost_exporter.sources.mounts import Capacities
+from gpuhost_exporter.sources.nvme_health import DriveReader
 from gpuhost_exporter.sources.nvml.reader import Reader
 from gpuhost_exporter.sources.state import State
 from gpuhost_exporter.specs import Spec, gauge
@@ -49,6 +53,11 @@ PROMISED = {
     "gpuhost_block_read_bytes_total": ("device",),
     "gpuhost_block_written_bytes_total": ("device",),
     "gpuhost_pressure_stalled_seconds_total": ("resource", "kind"),
+    "gpuhost_storage_saturated_seconds_total": ("device", "direction"),
+    "gpuhost_storage_saturated_bytes_total": ("device", "direction"),
+    "gpuhost_storage_limited_seconds_total": ("device", "by"),
+    "gpuhost_filesystem_free_bytes": ("mountpoint",),
+    "gpuhost_target_storage_bytes_per_second": ("band",),
     "gpuhost_target_nvlink_bandwidth_bytes_per_second": GPU,
     "gpuhost_target_memory_bandwidth_bytes_per_second": GPU,
     "gpuhost_collector_up": ("collector",),
@@ -149,6 +158,8 @@ def test_every_collector_tells_its_own_specs_and_no_others(tmp_path):
     nvml = Simulated(path, clock)
     host = host_of(nvml, tmp_path / "root")
     host.clock, host.kernel_log, host.state = clock, KernelLog(), State(str(tmp_path / "state"))
+    host.capacities = Capacities(Statvfs(str(tmp_path / "root")))
+    host.drive_health.put(DriveReader(host.root, 60.0, clock, ioctl).look())
     subjects = [kind(host) for kind in ALL]
     for collector in subjects:
         poll(collector, clock.now())

@@ -6,7 +6,8 @@ import pytest
 from support.gpus import NOW, FakeNvml, gpu, host_of, of, poll
 
 from gpuhost_exporter.collectors.driver import DriverCollector
-from gpuhost_exporter.sources.nvml.client import GPU_STATES, RESTART_REASONS, STATES
+from gpuhost_exporter.sources.nvml.book import GPU_STATES
+from gpuhost_exporter.sources.nvml.client import RESTART_REASONS, STATES
 
 
 def collector_of(*gpus, states=None, driver_state="ok", versions=True):

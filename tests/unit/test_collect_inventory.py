@@ -9,12 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.gpus import NOW, FakeNvml, gpu, host_of, poll, reading
 
+from gpuhost_exporter.board import Listed
 from gpuhost_exporter.collectors.inventory import KINDS, InventoryCollector, forget, learn, learned
 from gpuhost_exporter.errors import ConfigError
-from gpuhost_exporter.sources.nvme import Controller
 from gpuhost_exporter.sources.nvml.readings import Link, Links
-from gpuhost_exporter.sources.raid import Array
-from gpuhost_exporter.sources.rdma import Port
 from gpuhost_exporter.sources.state import State
 
 EIGHT = tuple(gpu(index) for index in range(8))
@@ -56,8 +54,8 @@ def links(index, *active, at=NOW):
     return Links(f"GPU-{index}", at, slots)
 
 
-def drive(number, serial=None, transport="pcie"):
-    return reading(Controller, name=f"nvme{number}", serial=serial, transport=transport, state="live")
+def drive(number, serial):
+    return Listed(f"nvme{number}", serial)
 
 
 def test_what_is_there_is_learned_and_nothing_is_missing(site):
@@ -173,20 +171,82 @@ def test_links_read_long_ago_are_not_judged(site):
     assert ("links",) not in found["inventory_present"]
 
 
+def port(number):
+    return Listed(f"mlx5_{number}", f"mlx5_{number}/1")
+
+
 def test_drives_arrays_and_ports_are_known_by_serial_and_name(site):
-    site.post("drives", drive(0, "S0"), drive(1, "S1"), drive(2, "NET", transport="tcp"))
-    site.post("arrays", reading(Array, name="md0"))
-    site.post("ports", reading(Port, device="mlx5_0", port="1"), reading(Port, device="mlx5_1", port="1"))
+    site.post("listed drives", drive(0, "S0"), drive(1, "S1"))
+    site.post("listed arrays", Listed("md0", "md0"))
+    site.post("listed ports", port(0), port(1))
     found = site.poll()
     counts = {kind: found["inventory_present"][kind,] for kind in ("drives", "arrays", "ports")}
     assert counts == {"drives": 2, "arrays": 1, "ports": 2}
-    site.post("drives", drive(0, "S1"))
-    site.post("arrays")
-    site.post("ports", reading(Port, device="mlx5_1", port="1"))
+    site.post("listed drives", drive(0, "S1"))
+    site.post("listed arrays")
+    site.post("listed ports", port(1))
     found = site.poll()
     assert missing(found, "drives") == ["S0"]
     assert missing(found, "arrays") == ["md0"]
     assert missing(found, "ports") == ["mlx5_0/1"]
+
+
+def test_a_drive_that_is_listed_and_cannot_be_read_is_not_missing(site):
+    site.post("listed drives", drive(0, "S0"), drive(1, "S1"))
+    site.poll()
+    site.post("listed drives", drive(0, None), drive(1, "S1"))
+    found = site.poll()
+    assert (found["inventory_present"]["drives",], missing(found, "drives")) == (2, [])
+    assert found["inventory_readable"]["drives",] == 1
+    site.post("listed drives", drive(0, None))
+    assert missing(site.poll(), "drives") == ["S1"], "its sibling is judged all the same"
+
+
+def test_what_cannot_be_read_is_not_learned_by_another_name(site):
+    site.post("listed drives", drive(0, None))
+    site.poll()
+    site.post("listed drives", drive(0, "S0"))
+    found = site.poll()
+    assert (found["inventory_expected"]["drives",], missing(found, "drives")) == (1, [])
+
+
+def test_an_unread_drive_of_a_new_name_may_be_the_one_that_is_not_seen(site):
+    site.post("listed drives", drive(0, "S0"), drive(1, "S1"))
+    site.poll()
+    site.post("listed drives", drive(0, "S0"), drive(5, None))
+    found = site.poll()
+    assert found["inventory_readable"]["drives",] == 0
+    assert missing(found, "drives") == []
+    site.post("listed drives", drive(0, "S0"), drive(5, "S1"))
+    assert missing(site.poll(), "drives") == []
+
+
+def test_an_adapter_whose_ports_cannot_be_listed_misses_none_of_them(site):
+    site.post("listed ports", port(0), Listed("mlx5_1", "mlx5_1/1"), Listed("mlx5_1", "mlx5_1/2"))
+    site.poll()
+    site.post("listed ports", port(0), Listed("mlx5_1", None))
+    assert missing(site.poll(), "ports") == []
+
+
+def test_nothing_is_judged_while_a_kind_cannot_be_listed(site):
+    site.post("listed arrays", Listed("md0", "md0"))
+    site.poll()
+    site.host.board.post("listed arrays", None)
+    found = site.poll()
+    assert found["inventory_readable"]["arrays",] == 0
+    assert found["inventory_expected"]["arrays",] == 1
+    assert missing(found, "arrays") == []
+    assert site.host.board.last("missing arrays", tuple) == ()
+
+
+@pytest.mark.parametrize("inventory", [{}, {"arrays": ("md0", "md7")}], ids=["learned", "configured"])
+def test_arrays_that_are_not_there_are_posted_for_those_who_tell_of_arrays(tmp_path, inventory):
+    site = Site(tmp_path, **inventory)
+    site.post("listed arrays", Listed("md0", "md0"))
+    site.poll()
+    site.post("listed arrays")
+    site.poll()
+    assert site.host.board.last("missing arrays", tuple) == inventory.get("arrays", ("md0",))
 
 
 @pytest.mark.parametrize(
@@ -206,8 +266,8 @@ def test_a_configured_count_takes_the_place_of_what_was_learned(tmp_path, config
 
 def test_configured_names_are_missing_though_they_were_never_seen(tmp_path):
     site = Site(tmp_path, gpus=("GPU-0", "0000:11:00.0", "GPU-9"), drives=("nvme0", "S1", "S2"), ports=("mlx5_0",))
-    site.post("drives", drive(0, "S0"), drive(1, "S1"))
-    site.post("ports", reading(Port, device="mlx5_0", port="1"))
+    site.post("listed drives", drive(0, "S0"), drive(1, "S1"))
+    site.post("listed ports", port(0))
     found = site.poll()
     assert found["gpus_expected"] == {(): 3}
     assert missing(found, "gpus") == ["GPU-9"]

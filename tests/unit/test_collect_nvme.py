@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
-from trees import Link, fail_opening, host_at, values
+from support.drives import page
+from trees import Link, fail_opening, host_at, values, vanish_opening
 
+from gpuhost_exporter.board import Listed
 from gpuhost_exporter.collectors.nvme import NvmeCollector
+from gpuhost_exporter.errors import Transient
+from gpuhost_exporter.sources.nvme_health import Report, parse
 
 PORT = "sys/devices/pci0000:40/0000:40:01.1"
 
@@ -61,6 +66,7 @@ def test_a_drive_has_identity_state_temperature_and_link(tmp_path):
     }
     (posted,) = host.board.last("drives", tuple)
     assert (posted.name, posted.serial) == ("nvme0", "S6CKNE0W500120")
+    assert host.board.last("listed drives", tuple) == (Listed("nvme0", "S6CKNE0W500120"),)
 
 
 @pytest.mark.parametrize("state", ["new", "resetting", "connecting", "deleting", "dead"])
@@ -101,6 +107,75 @@ def test_one_drives_fault_leaves_its_siblings_whole(tmp_path, monkeypatch):
     assert got["nvme_temperature_celsius", "nvme1", "composite"] == 41.85
 
 
+def test_a_drive_that_cannot_be_read_for_a_poll_stays_listed_by_its_serial(tmp_path, monkeypatch):
+    host = host_at(tmp_path, drive(0) | drive(1) | SLOT)
+    collector = NvmeCollector(host)
+    list(collector.poll(0.0))
+    fail_opening(monkeypatch, "nvme0/state", errno.EIO)
+    list(collector.poll(15.0))
+    listed = (Listed("nvme0", "S6CKNE0W500120"), Listed("nvme1", "S6CKNE0W500121"))
+    assert host.board.last("listed drives", tuple) == listed
+    assert [found.name for found in host.board.last("drives", tuple)] == ["nvme1"]
+
+
+def test_a_drive_that_never_could_be_read_is_listed_without_a_serial(tmp_path, monkeypatch):
+    host = host_at(tmp_path, drive(0) | SLOT)
+    fail_opening(monkeypatch, "nvme0/state", errno.EIO)
+    list(NvmeCollector(host).poll(0.0))
+    assert host.board.last("listed drives", tuple) == (Listed("nvme0", None),)
+
+
+def test_while_drives_cannot_be_listed_no_list_is_on_the_board(tmp_path, monkeypatch):
+    host = host_at(tmp_path, drive(0) | SLOT)
+    collector = NvmeCollector(host)
+    list(collector.poll(0.0))
+    monkeypatch.setattr(os, "listdir", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+    with pytest.raises(Transient):
+        list(collector.poll(15.0))
+    assert host.board.last("listed drives", tuple) is None
+
+
+def test_a_drive_that_vanishes_while_it_is_read_costs_itself_only(tmp_path, monkeypatch):
+    host = host_at(tmp_path, drive(0) | drive(1) | SLOT)
+    collector = NvmeCollector(host)
+    vanish_opening(monkeypatch, "nvme0/model", tmp_path / "sys/class/nvme/nvme0")
+    got = values(collector.poll(0.0))
+    assert not [key for key in got if "nvme0" in key]
+    assert got["nvme_up", "nvme1"] == 1
+    assert collector.errors == {"gone": 1}
+    list(collector.poll(15.0))
+    assert host.board.last("listed drives", tuple) == (Listed("nvme1", "S6CKNE0W500121"),)
+
+
+def without_monitor(number):
+    return {path: text for path, text in drive(number).items() if "hwmon" not in path}
+
+
+def test_temperatures_come_from_the_health_log_where_the_kernel_has_no_monitor(tmp_path):
+    host = host_at(tmp_path, without_monitor(0) | drive(1) | SLOT)
+    collector = NvmeCollector(host)
+    assert not [key for key in values(collector.poll(0.0)) if key[:2] == ("nvme_temperature_celsius", "nvme0")]
+    health = parse(page(kelvin=320, sensors=(320, 333)))
+    host.drive_health.put([Report(name, 10.0, 10.0, health) for name in ("nvme0", "nvme1")])
+    got = values(collector.poll(15.0))
+    assert {key[1:]: value for key, value in got.items() if key[0] == "nvme_temperature_celsius"} == {
+        ("nvme0", "composite"): 46.85,
+        ("nvme0", "1"): 46.85,
+        ("nvme0", "2"): 59.85,
+        ("nvme1", "composite"): 41.85,
+    }, "one source for each drive"
+    assert ("nvme_temperature_celsius", "nvme0", "composite") not in values(collector.poll(200.0)), "read long ago"
+
+
+@pytest.mark.parametrize(
+    "entry", ["nvme1n1", "nvme1c0n1"], ids=["without multipath or before 4.15", "a path of a multipath subsystem"]
+)
+def test_a_namespace_is_told_under_the_controller_whose_folder_it_is_in(tmp_path, entry):
+    files = {path.replace("nvme0/nvme0n1", f"nvme0/{entry}"): text for path, text in drive(0).items()}
+    got = values(NvmeCollector(host_at(tmp_path, files | SLOT)).poll(0.0))
+    assert ("nvme_namespace_info", "nvme0", "nvme1n1") in got
+
+
 def test_a_garbled_link_speed_costs_the_link_only(tmp_path):
     collector = NvmeCollector(host_at(tmp_path, drive(0, generation="very fast") | SLOT))
     got = values(collector.poll(0.0))
@@ -123,3 +198,4 @@ def test_a_drive_over_a_network_has_no_pcie_link(tmp_path):
     collector = NvmeCollector(host_at(tmp_path, files))
     assert {key[0] for key in values(collector.poll(0.0))} == {"nvme_up", "nvme_info"}
     assert collector.errors == {}
+    assert collector.host.board.last("listed drives", tuple) == (), "it is not one of the host's own"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 
+import pytest
 from test_source_raid import MD, array, member, striped
 from trees import fail_opening, host_at, values
 
+from gpuhost_exporter.board import Listed
 from gpuhost_exporter.collectors.raid import RaidCollector
+from gpuhost_exporter.errors import Transient
 from gpuhost_exporter.sources.raid import MEMBER_STATES, SYNC_ACTIONS
 
 
@@ -89,3 +93,29 @@ def test_a_host_without_arrays_has_no_samples_and_no_errors(tmp_path):
     assert list(collector.poll(0.0)) == []
     assert collector.errors == {}
     assert host.board.last("arrays", tuple) == ()
+
+
+def test_an_array_that_should_be_there_and_is_not_is_down(tmp_path):
+    host = host_at(tmp_path, striped())
+    host.board.post("missing arrays", ("md0", "md7"))
+    got = values(RaidCollector(host).poll(0.0))
+    assert got["array_up", "md7"] == 0
+    assert got["array_up", "md0"] == 1, "it is back, and inventory has not seen it yet"
+    assert [key for key in got if key[1] == "md7"] == [("array_up", "md7")]
+
+
+def test_an_array_that_cannot_be_read_stays_listed(tmp_path, monkeypatch):
+    host = host_at(tmp_path, striped())
+    fail_opening(monkeypatch, "array_state", errno.EIO)
+    assert values(RaidCollector(host).poll(0.0)) == {}
+    assert host.board.last("listed arrays", tuple) == (Listed("md0", "md0"),)
+
+
+def test_while_arrays_cannot_be_listed_no_list_is_on_the_board(tmp_path, monkeypatch):
+    host = host_at(tmp_path, striped())
+    collector = RaidCollector(host)
+    list(collector.poll(0.0))
+    monkeypatch.setattr(os, "listdir", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+    with pytest.raises(Transient):
+        list(collector.poll(5.0))
+    assert host.board.last("listed arrays", tuple) is None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 from test_source_rdma import adapter
 from trees import fail_opening, host_at, values
 
+from gpuhost_exporter.board import Listed
 from gpuhost_exporter.collectors.rdma import RdmaCollector
+from gpuhost_exporter.errors import Transient
 
 INFO = ("Ethernet", "ens1np0", "28.39.1002", "MT_0000000838", "0000:18:00.0", "0")
 
@@ -87,3 +90,28 @@ def test_a_host_without_rdma_has_no_samples_and_no_errors(tmp_path):
     assert list(collector.poll(0.0)) == []
     assert collector.errors == {}
     assert host.board.last("ports", tuple) == ()
+
+
+def test_an_adapter_whose_ports_cannot_be_listed_stays_listed_itself(tmp_path, monkeypatch):
+    host = host_at(tmp_path, two())
+    collector = RdmaCollector(host)
+    list(collector.poll(0.0))
+    whole = host.board.last("listed ports", tuple)
+    assert {entry.identity for entry in whole} == {f"{entry.device}/1" for entry in whole}
+    real = os.listdir
+    broken = "mlx5_1/ports"
+
+    def listing(path):
+        if str(path).endswith(broken):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listing)
+    list(collector.poll(10.0))
+    listed = host.board.last("listed ports", tuple)
+    assert [entry for entry in listed if entry.identity is None] == [Listed("mlx5_1", None)]
+    assert len(listed) == len(whole)
+    broken = "infiniband"
+    with pytest.raises(Transient):
+        list(collector.poll(20.0))
+    assert host.board.last("listed ports", tuple) is None

@@ -63,6 +63,11 @@ def test_a_series_given_twice_counts_once_and_what_is_no_number_is_left_out():
     assert count == 1
 
 
+def test_a_name_that_is_no_utf8_costs_a_byte_and_not_the_scrape():
+    page, _ = Renderer().block([WATTS("0", "md_caf\udce9", value=1)], openmetrics=False)
+    assert read(page, openmetrics=False) == {("gpuhost_test_power_watts", (("gpu", "0"), ("uuid", "md_caf?"))): 1}
+
+
 @pytest.fixture
 def served():
     clock = FakeClock()

@@ -12,6 +12,7 @@ from gpuhost_exporter.collectors import (
     inventory,
     nvlink,
     nvme,
+    nvme_health,
     pcie,
     raid,
     rdma,
@@ -21,12 +22,13 @@ from gpuhost_exporter.collectors import (
 from gpuhost_exporter.findings import Finding, find, ranges
 from gpuhost_exporter.latest import Latest
 from gpuhost_exporter.runner import ERRORS, IN_FLIGHT, UP
+from gpuhost_exporter.sources.nvme_health import WARNINGS
 
 GPU = ("3", "GPU-3")
 
 
 def found(*samples):
-    return [(finding.severity, str(finding)) for finding in find(Latest(samples))]
+    return [(finding.severity, str(finding)) for finding in find(Latest(samples), Latest(()))]
 
 
 def driver_is(state):
@@ -72,6 +74,10 @@ HEALTHY = (
     nvme.WIDTH("nvme0", value=4),
     nvme.WIDTH_MAX("nvme0", value=4),
     nvme.TEMPERATURE("nvme0", "composite", value=40),
+    *(nvme_health.WARNING("nvme0", name, value=0) for name in WARNINGS),
+    nvme_health.WEAR("nvme0", value=0.9),
+    nvme_health.MEDIA_ERRORS("nvme0", value=0),
+    nvme_health.IN_FLIGHT("nvme0", value=2),
     rdma.UP("mlx5_0", "1"),
     xid.KERNEL_LOG_UP(),
     inventory.STATE_WRITABLE(),
@@ -206,6 +212,26 @@ def test_nothing_told_is_nothing_found():
             [nvme.UP("nvme2"), nvme.WIDTH("nvme2", value=2), nvme.WIDTH_MAX("nvme2", value=4)],
             ("warning", "nvme2: slow link: PCIe \N{EN DASH} x2 instead of PCIe \N{EN DASH} x4"),
         ),
+        (
+            [nvme.UP("nvme2"), nvme_health.WARNING("nvme2", "read_only", value=1)],
+            ("critical", "nvme2: the drive takes no more writes"),
+        ),
+        (
+            [nvme.UP("nvme2"), nvme_health.WARNING("nvme2", "spare_low", value=1)],
+            ("warning", "nvme2: the drive runs out of spare blocks"),
+        ),
+        (
+            [nvme.UP("nvme2"), nvme_health.WEAR("nvme2", value=1.04)],
+            ("warning", "nvme2: worn: 104 % of its rated endurance used"),
+        ),
+        (
+            [nvme.UP("nvme2"), nvme_health.MEDIA_ERRORS("nvme2", value=3)],
+            ("info", "nvme2: 3 media errors in its life"),
+        ),
+        (
+            [nvme.UP("nvme2"), nvme_health.IN_FLIGHT("nvme2", value=40)],
+            ("warning", "nvme2: the controller has not answered for 40 s"),
+        ),
         ([inventory.MISSING("drives", "nvme3")], ("warning", "nvme3: missing: it was here before")),
         ([rdma.UP("mlx5_1", "1", value=0)], ("info", "mlx5_1 port 1: down")),
         (
@@ -249,7 +275,7 @@ def test_what_gpus_share_is_said_once_and_the_gravest_comes_first():
     for index in ("0", "1", "2", "5", "10"):
         samples += [*gpu_is("ok", index, f"GPU-{index}"), gpu_health.CLOCKS_LOCKED(index, f"GPU-{index}")]
         samples += [fabric.STATE(index, f"GPU-{index}", "in_progress")]
-    findings = find(Latest(samples))
+    findings = find(Latest(samples), Latest(()))
     assert (findings[0].severity, findings[0].subject) == ("critical", "GPUs 0-2, 5, 10")
     assert [finding.severity for finding in findings] == sorted(
         (finding.severity for finding in findings), key=("critical", "warning", "info").index
@@ -257,7 +283,7 @@ def test_what_gpus_share_is_said_once_and_the_gravest_comes_first():
 
 
 def test_the_action_names_the_gpu():
-    (finding,) = find(Latest(gpu_is("needs_reset")))
+    (finding,) = find(Latest(gpu_is("needs_reset")), Latest(()))
     assert finding == Finding(
         "critical", "GPU 3", "needs a reset", "Drain the host, then reset the GPU: nvidia-smi --gpu-reset -i 3."
     )

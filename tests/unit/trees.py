@@ -8,7 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from gpuhost_exporter.board import Board
+from gpuhost_exporter.config import Settings
 from gpuhost_exporter.sources.files import Root
+from gpuhost_exporter.sources.nvme_health import DriveHealth
 
 
 class Link(str):
@@ -31,7 +33,7 @@ def plant(folder: Path, files: Mapping[str, str]) -> Root:
 
 def host_at(folder: Path, files: Mapping[str, str]) -> SimpleNamespace:
     """What these collectors use of a host."""
-    return SimpleNamespace(root=plant(folder, files), board=Board())
+    return SimpleNamespace(root=plant(folder, files), board=Board(), drive_health=DriveHealth(), settings=Settings())
 
 
 def fail_opening(monkeypatch, suffix: str, number: int) -> None:

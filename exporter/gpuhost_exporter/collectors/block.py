@@ -8,7 +8,7 @@ from typing import ClassVar
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.host import Host
 from gpuhost_exporter.sources import block
-from gpuhost_exporter.sources.block import SECTOR_BYTES, BlockDevice, Disk, Field, Fields
+from gpuhost_exporter.sources.block import SECTOR_BYTES, BlockDevice, Disk, Field, Fields, growth, restarted
 from gpuhost_exporter.specs import Sample, Spec, counter, gauge, info
 
 READ_BYTES = counter(
@@ -96,15 +96,13 @@ _COUNTS = (
     (DISCARDED_BYTES, Field.DISCARDED_SECTORS, SECTOR_BYTES),
     (FLUSHES, Field.FLUSHES, 1),
 )
-_MILLISECONDS = frozenset(int(field) for _, field in _TIMES)
-_GROWING = tuple(int(field) for field in Field if field not in _MILLISECONDS and field != Field.IN_FLIGHT)
 
 DESCRIBE_SECONDS = 60.0
 
 
 class BlockCollector(Collector):
     name: ClassVar[str] = "block"
-    help: ClassVar[str] = "Bytes, operations, latency and queue depth of disks and arrays."
+    help: ClassVar[str] = "Bytes, operations, latency and queue depth of disks and arrays"
     source: ClassVar[str] = "/proc/diskstats, /sys/block"
     interval: ClassVar[float] = 1.0
     specs: ClassVar[tuple[Spec, ...]] = (
@@ -168,38 +166,17 @@ class Account:
     def add(self, disk: Disk) -> None:
         counting = disk.counting()
         known = self._last
-        if not self.totals or (disk.name in known and _restarted(known[disk.name], disk.fields)):
+        if not self.totals or (disk.name in known and restarted(known[disk.name], disk.fields)):
             self.totals = (0,) * len(disk.fields)
             known = {}
         levels = [0] * len(disk.fields)
         levels[: Field.IN_FLIGHT] = self.totals[: Field.IN_FLIGHT]
         levels[Field.IN_FLIGHT + 1 :] = self.totals[Field.IN_FLIGHT + 1 :]
         for name, fields in counting.items():
-            for position, change in enumerate(_growth(known.get(name), fields)):
+            for position, change in enumerate(growth(known.get(name), fields)):
                 levels[position] += change
         self.totals = tuple(levels)
         self._last = {**known, disk.name: disk.fields, **dict(disk.paths)}
-
-
-def _growth(before: Fields | None, after: Fields) -> Fields:
-    """What was added since `before`; without one, or when the counters started again, all but the time."""
-    if before is None or _restarted(before, after):
-        return tuple(0 if position in _MILLISECONDS else value for position, value in enumerate(after))
-    changes = [new - old for old, new in zip(before, after, strict=True)]
-    changes[Field.IN_FLIGHT] = after[Field.IN_FLIGHT]
-    for position in _MILLISECONDS:
-        if position < len(changes) and changes[position] < 0:
-            wrapped = changes[position] + (1 << 32)
-            # A step back of a few jiffies is noise between processors, not a wrap.
-            changes[position] = wrapped if wrapped < 1 << 31 else 0
-    return tuple(changes)
-
-
-def _restarted(before: Fields, after: Fields) -> bool:
-    """Whether another device now has the name: counters that never wrap went back."""
-    if len(before) != len(after):
-        return True
-    return any(after[position] < before[position] for position in _GROWING if position < len(after))
 
 
 def _samples(disk: Disk, totals: Fields) -> Iterator[Sample]:

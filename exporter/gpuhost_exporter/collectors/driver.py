@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors.per_gpu import gpu_gauge, gpu_info, gpu_labels, one_of
-from gpuhost_exporter.sources.nvml.client import GPU_STATES, STATES
+from gpuhost_exporter.sources.nvml.book import GPU_STATES
+from gpuhost_exporter.sources.nvml.client import STATES
 from gpuhost_exporter.specs import Sample, counter, gauge, info
 
 GPU_UP = gpu_gauge(

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from gpuhost_exporter.board import Listed
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.errors import ConfigError
-from gpuhost_exporter.sources.nvme import Controller
 from gpuhost_exporter.sources.nvml.readings import Links
-from gpuhost_exporter.sources.raid import Array
-from gpuhost_exporter.sources.rdma import Port
 from gpuhost_exporter.sources.state import Data, State
 from gpuhost_exporter.specs import Sample, gauge
 
@@ -71,6 +69,15 @@ class Learned:
 
     devices: Devices
     most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`seen` by identity. `doubtful` is what was learned of devices that are listed, `unread` many, and not read."""
+
+    seen: Devices
+    doubtful: Devices
+    unread: int
 
 
 def learned(data: Mapping[str, Any], kind: str) -> Learned:
@@ -127,41 +134,47 @@ class InventoryCollector(Collector):
         state = self.host.state
         state.retry()
         links = self._links(now)
+        data = state.load(STATE_NAME)
         found = {
-            "gpus": self._gpus(),
-            "links": None if links is None else {link: {} for reading in links for link in _active(reading)},
-            "drives": self._drives(),
-            "arrays": self._arrays(),
-            "ports": self._ports(),
+            "gpus": _found(self._gpus()),
+            "links": _found(None if links is None else {link: {} for reading in links for link in _active(reading)}),
+            **{kind: self._listed(kind, learned(data, kind)) for kind in ("drives", "arrays", "ports")},
         }
         # The links of a GPU that does not answer are told by the GPU.
         answered = {reading.uuid for reading in links or ()}
-        data = state.load(STATE_NAME)
-        for kind, seen in found.items():
-            if seen and learn(data, kind, seen) != data:
-                data = state.update(STATE_NAME, partial(learn, kind=kind, seen=seen))
-            for sample in self._judge(kind, seen, learned(data, kind)):
-                if kind != "links" or sample.spec is not MISSING or sample.labels[1].partition("/")[0] in answered:
-                    yield sample
+        for kind, there in found.items():
+            if there and there.seen and learn(data, kind, there.seen) != data:
+                data = state.update(STATE_NAME, partial(learn, kind=kind, seen=there.seen))
+            samples = [
+                sample
+                for sample in self._judge(kind, there, learned(data, kind))
+                if kind != "links" or sample.spec is not MISSING or sample.labels[1].partition("/")[0] in answered
+            ]
+            yield from samples
+            if kind == "arrays":
+                missing = tuple(sample.labels[1] for sample in samples if sample.spec is MISSING)
+                self.host.board.post("missing arrays", missing)
         yield STATE_WRITABLE(value=float(state.writable))
 
-    def _judge(self, kind: str, seen: Devices | None, known: Learned) -> Iterator[Sample]:
+    def _judge(self, kind: str, found: Found | None, known: Learned) -> Iterator[Sample]:
         configured = self.host.settings.inventory.get(kind)
         expected = _expected(configured, known)
-        yield READABLE(kind, value=float(seen is not None))
-        if seen is not None or configured is not None or known.devices:
+        yield READABLE(kind, value=float(found is not None))
+        if found is not None or configured is not None or known.devices:
             yield EXPECTED(kind, value=expected)
             if kind == "gpus":
                 yield GPUS_EXPECTED(value=expected)
-        if seen is None:
+        if found is None:
             return
-        yield PRESENT(kind, value=len(seen))
+        there = {**found.doubtful, **found.seen}
+        count = len(found.seen) + found.unread
+        yield PRESENT(kind, value=count)
         if isinstance(configured, tuple):
-            missing = {name for name in configured if not any(_is_called(name, *device) for device in seen.items())}
-        elif isinstance(configured, int) and len(seen) >= configured:
+            missing = {name for name in configured if not any(_is_called(name, *device) for device in there.items())}
+        elif isinstance(configured, int) and count >= configured:
             missing = set()  # what was learned and is gone was taken out
         else:
-            missing = known.devices.keys() - seen.keys()
+            missing = known.devices.keys() - there.keys()
         for name in sorted(missing):
             yield MISSING(kind, name, value=1)
 
@@ -185,25 +198,22 @@ class InventoryCollector(Collector):
         readings = [reading for reading in posted if isinstance(reading, Links) and now - reading.at <= _LINKS_AGE]
         return None if posted and not readings else readings
 
-    def _drives(self) -> Devices | None:
-        posted = self.host.board.last("drives", tuple)
+    def _listed(self, kind: str, known: Learned) -> Found | None:
+        """What the kernel lists is there, also while it cannot be read: then whatever had its name may be it."""
+        posted = self.host.board.last(f"listed {kind}", tuple)
         if posted is None:
             return None
-        return {
-            drive.serial or drive.name: {"device": drive.name}
-            for drive in posted
-            if isinstance(drive, Controller) and drive.transport == "pcie"
-        }
+        listed = [device for device in posted if isinstance(device, Listed)]
+        seen: Devices = {device.identity: {"device": device.device} for device in listed if device.identity}
+        unread = {device.device for device in listed if device.identity is None}
+        doubtful = {name: device for name, device in known.devices.items() if device.get("device") in unread}
+        if unread - {device["device"] for device in doubtful.values()} and known.devices.keys() - seen.keys():
+            return None  # a new name that cannot be read may be any that is not seen
+        return Found(seen, doubtful, len(unread))
 
-    def _arrays(self) -> Devices | None:
-        posted = self.host.board.last("arrays", tuple)
-        return None if posted is None else {array.name: {} for array in posted if isinstance(array, Array)}
 
-    def _ports(self) -> Devices | None:
-        posted = self.host.board.last("ports", tuple)
-        if posted is None:
-            return None
-        return {f"{port.device}/{port.port}": {"device": port.device} for port in posted if isinstance(port, Port)}
+def _found(seen: Devices | None) -> Found | None:
+    return None if seen is None else Found(seen, {}, 0)
 
 
 def _expected(configured: int | tuple[str, ...] | None, known: Learned) -> int:

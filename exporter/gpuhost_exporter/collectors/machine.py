@@ -26,7 +26,7 @@ MEMORY = gauge("gpuhost_machine_memory_bytes", "Memory that the kernel manages, 
 
 class MachineCollector(Collector):
     name: ClassVar[str] = "machine"
-    help: ClassVar[str] = "Make, model, kernel, boot time, processors and memory of the machine."
+    help: ClassVar[str] = "Make, model, kernel, boot time, processors and memory of the machine"
     source: ClassVar[str] = "/sys/class/dmi/id, /proc/stat, /proc/meminfo, /proc/cpuinfo"
     interval: ClassVar[float] = 60.0
     specs: ClassVar[tuple[Spec, ...]] = (INFO, BOOT_TIME, PROCESSORS, MEMORY)

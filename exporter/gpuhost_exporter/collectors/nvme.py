@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
+from gpuhost_exporter.board import Listed
 from gpuhost_exporter.collector import Collector
+from gpuhost_exporter.collectors.nvme_health import fresh_health
+from gpuhost_exporter.errors import SourceError
+from gpuhost_exporter.host import Host
 from gpuhost_exporter.sources import nvme, pci
 from gpuhost_exporter.specs import Sample, Spec, gauge, info
 
@@ -51,9 +55,10 @@ WIDTH_MAX = gauge("gpuhost_nvme_pcie_width_max", "Most PCIe lanes that both driv
 
 class NvmeCollector(Collector):
     name: ClassVar[str] = "nvme"
-    help: ClassVar[str] = "NVMe drives: identity, state, temperature, PCIe link."
-    source: ClassVar[str] = "/sys/class/nvme, /sys/bus/pci/devices"
+    help: ClassVar[str] = "NVMe drives: identity, state, temperature, PCIe link"
+    source: ClassVar[str] = "/sys/class/nvme, /sys/bus/pci/devices; the health log where the kernel has no monitor"
     interval: ClassVar[float] = 15.0
+    subsystems: ClassVar[frozenset[str]] = frozenset({"nvme"})
     specs: ClassVar[tuple[Spec, ...]] = (
         UP,
         INFO,
@@ -65,21 +70,48 @@ class NvmeCollector(Collector):
         WIDTH_MAX,
     )
 
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._known: dict[str, nvme.Controller] = {}
+
     def poll(self, now: float) -> Iterator[Sample]:
         root = self.host.root
         drives: list[nvme.Controller] = []
-        for name in nvme.controllers(root):
+        try:
+            listed = nvme.controllers(root)
+        except SourceError:
+            self.host.board.post("listed drives", None)
+            raise
+        for name in listed:
             with self.guard(name):
                 drive = nvme.read(root, name)
                 drives.append(drive)
                 yield from _identity(drive)
                 with self.guard(f"{name} temperature"):
-                    for reading in nvme.temperatures(root, name):
-                        yield TEMPERATURE(name, reading.sensor, value=reading.celsius)
+                    yield from self._temperatures(name, now)
                 if drive.transport == "pcie" and drive.address:
                     with self.guard(f"{name} link"):
                         yield from _link(name, pci.read_device(root, drive.address))
         self.host.board.post("drives", tuple(drives))
+        known = {name: drive for name, drive in self._known.items() if name in listed}
+        self._known = known | {drive.name: drive for drive in drives}
+        self.host.board.post("listed drives", tuple(self._listed(listed)))
+
+    def _temperatures(self, name: str, now: float) -> Iterator[Sample]:
+        """From the kernel's monitor, which needs no privilege, else from the drive's health log."""
+        readings = nvme.temperatures(self.host.root, name)
+        if not readings:
+            health = fresh_health(self.host, name, now)
+            readings = health.temperatures if health else ()
+        for reading in readings:
+            yield TEMPERATURE(name, reading.sensor, value=reading.celsius)
+
+    def _listed(self, names: Iterable[str]) -> Iterator[Listed]:
+        """Those in the host's own slots; one that never could be read may be any."""
+        for name in names:
+            drive = self._known.get(name)
+            if drive is None or drive.transport == "pcie":
+                yield Listed(name, (drive.serial or name) if drive else None)
 
 
 def _identity(drive: nvme.Controller) -> Iterator[Sample]:

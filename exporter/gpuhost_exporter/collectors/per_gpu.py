@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import ClassVar, Protocol, TypeVar
 
 from gpuhost_exporter.collector import Collector
-from gpuhost_exporter.errors import SourceError
+from gpuhost_exporter.errors import Gone, Lost, NeedsReset, SourceError
 from gpuhost_exporter.host import Host
 from gpuhost_exporter.sources.nvml.readings import Gpu
 from gpuhost_exporter.specs import Sample, Spec, counter, gauge, info
@@ -39,6 +39,8 @@ class Reading(Protocol):
 
 R = TypeVar("R", bound=Reading)
 
+_AWAY = (Lost.kind, NeedsReset.kind, Gone.kind)
+
 
 class NvmlCollector(Collector):
     """Asks for `subject`, and posts its readings on the board under that name."""
@@ -48,6 +50,7 @@ class NvmlCollector(Collector):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self._failing: frozenset[str] = frozenset()
+        self._away: dict[str, str] = {}
 
     def ask(self) -> tuple[object, ...]:
         """The readings of every GPU that answers. Raises SourceError when the driver cannot be read."""
@@ -55,15 +58,26 @@ class NvmlCollector(Collector):
         self.host.board.post(self.subject, batch.readings)
         gpus = self.gpus()
         failing = set()
+        away = {}
         for fault in batch.faults:
             gpu = gpus.get(fault.uuid)
-            call = f"{f'GPU {gpu.index} ({gpu.uuid})' if gpu else fault.uuid} {fault.call}"
+            name = f"GPU {gpu.index} ({gpu.uuid})" if gpu else fault.uuid
+            if fault.kind in _AWAY:
+                # The driver's client logs it, once for all subjects.
+                self.errors[fault.kind] += 1
+                away[name] = fault.kind
+                continue
+            call = f"{name} {fault.call}"
             failing.add(call)
             self.fault(call, _ERRORS.get(fault.kind, SourceError)(f"{fault.message} ({fault.code})"))
         for call in self._failing - failing:
             self.recovered(call)
         self._failing = frozenset(failing)
+        self._away = away
         return batch.readings
+
+    def remarks(self) -> tuple[str, ...]:
+        return (*super().remarks(), *(f"{name}: {kind}" for name, kind in self._away.items()))
 
     def gpus(self) -> dict[str, Gpu]:
         return {gpu.uuid: gpu for gpu in self.host.nvml.gpus()}

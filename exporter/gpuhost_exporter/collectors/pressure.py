@@ -21,7 +21,7 @@ STALLED = counter(
 
 class PressureCollector(Collector):
     name: ClassVar[str] = "pressure"
-    help: ClassVar[str] = "Seconds that tasks waited for processor, memory, I/O or interrupts."
+    help: ClassVar[str] = "Seconds that tasks waited for processor, memory, I/O or interrupts"
     source: ClassVar[str] = "/proc/pressure"
     interval: ClassVar[float] = 1.0
     specs: ClassVar[tuple[Spec, ...]] = (STALLED,)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from gpuhost_exporter.board import Listed
 from gpuhost_exporter.collector import Collector
+from gpuhost_exporter.errors import SourceError
 from gpuhost_exporter.sources import raid
 from gpuhost_exporter.specs import Sample, Spec, gauge, info
 
 UP = gauge(
     "gpuhost_array_up",
     "Whether md serves the array and the members that hold its data are there (1). "
-    "A RAID0 without one of its drives is 0 at once, though md still calls it clean.",
+    "A RAID0 without one of its drives is 0 at once, though md still calls it clean, and so is an array that was here "
+    "or is configured and is not there.",
     "device",
 )
 INFO = info(
@@ -65,9 +68,10 @@ _IN_ORDER = frozenset({"active", "spare", "journal"})
 
 class RaidCollector(Collector):
     name: ClassVar[str] = "raid"
-    help: ClassVar[str] = "Software RAID arrays: reachable, members, rebuilding."
+    help: ClassVar[str] = "Software RAID arrays: reachable, members, rebuilding"
     source: ClassVar[str] = "/sys/block/md*/md"
     interval: ClassVar[float] = 5.0
+    subsystems: ClassVar[frozenset[str]] = frozenset({"block"})
     specs: ClassVar[tuple[Spec, ...]] = (
         UP,
         INFO,
@@ -82,12 +86,22 @@ class RaidCollector(Collector):
 
     def poll(self, now: float) -> Iterator[Sample]:
         arrays: list[raid.Array] = []
-        for name in raid.arrays(self.host.root):
+        try:
+            listed = raid.arrays(self.host.root)
+        except SourceError:
+            self.host.board.post("listed arrays", None)
+            raise
+        for name in listed:
             with self.guard(name):
                 array = raid.read(self.host.root, name)
                 arrays.append(array)
                 yield from _samples(array)
         self.host.board.post("arrays", tuple(arrays))
+        self.host.board.post("listed arrays", tuple(Listed(name, name) for name in listed))
+        # A stopped or lost array leaves nothing behind to read; inventory knows that it should be there.
+        for name in self.host.board.last("missing arrays", tuple) or ():
+            if name not in listed:
+                yield UP(name, value=0)
 
 
 def _samples(array: raid.Array) -> Iterator[Sample]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+from gpuhost_exporter.board import Listed
 from gpuhost_exporter.collector import Collector
+from gpuhost_exporter.errors import SourceError
 from gpuhost_exporter.sources import rdma
 from gpuhost_exporter.specs import Sample, Spec, counter, gauge, info
 
@@ -39,7 +41,7 @@ INFO = info(
 
 class RdmaCollector(Collector):
     name: ClassVar[str] = "rdma"
-    help: ClassVar[str] = "InfiniBand and RoCE ports: up, rate, bytes."
+    help: ClassVar[str] = "InfiniBand and RoCE ports: up, rate, bytes"
     source: ClassVar[str] = "/sys/class/infiniband"
     interval: ClassVar[float] = 10.0
     specs: ClassVar[tuple[Spec, ...]] = (UP, RATE, BYTES, INFO)
@@ -47,15 +49,26 @@ class RdmaCollector(Collector):
     def poll(self, now: float) -> Iterator[Sample]:
         root = self.host.root
         found: list[rdma.Port] = []
-        for device in rdma.devices(root):
+        listed: list[Listed] = []
+        try:
+            devices = rdma.devices(root)
+        except SourceError:
+            self.host.board.post("listed ports", None)
+            raise
+        for device in devices:
+            numbers = None
             with self.guard(device):
                 numbers = rdma.ports(root, device)
-                for number in numbers:
-                    with self.guard(f"{device} port {number}"):
-                        port = rdma.read(root, device, number)
-                        found.append(port)
-                        yield from self._samples(port)
+            if numbers is None:
+                listed.append(Listed(device, None))
+            for number in numbers or ():
+                listed.append(Listed(device, f"{device}/{number}"))
+                with self.guard(f"{device} port {number}"):
+                    port = rdma.read(root, device, number)
+                    found.append(port)
+                    yield from self._samples(port)
         self.host.board.post("ports", tuple(found))
+        self.host.board.post("listed ports", tuple(listed))
 
     def _samples(self, port: rdma.Port) -> Iterator[Sample]:
         yield UP(port.device, port.port, value=float(port.up))

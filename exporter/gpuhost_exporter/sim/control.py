@@ -118,7 +118,7 @@ def load(path: str) -> Control:
             document = json.load(file)
     except OSError as error:
         raise ConfigError(f"simulation control file {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"simulation control file {path}: not JSON: {error}") from error
     try:
         control = _control(document)

@@ -15,7 +15,7 @@
     gpu = 3
 
 A scenario may instead be a round trip through others: [[stop]] scenario = "...", seconds = ...
-GPU numbers are taken modulo the host's count, so that every scenario fits every host.
+Numbers of GPUs and drives are taken modulo the host's count, so that every scenario fits every host.
 """
 
 from __future__ import annotations
@@ -113,6 +113,8 @@ FaultKind = Literal[
     "sxid",
     "drive_failed",
     "array_recovering",
+    "drive_pulled",  # out of its slot
+    "drive_hangs",  # its controller answers no admin command
 ]
 _FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
@@ -125,6 +127,7 @@ class Fault:
     at: float
     until: float = math.inf
     gpu: int = 0
+    drive: int = 0  # drive_pulled, drive_hangs: its place among the host's
     links: tuple[int, ...] = ()
     per_second: float = 0.0  # link_errors
     code: int = 0  # xid, sxid; fabric: NVML's state
@@ -222,9 +225,10 @@ def parse(name: str, text: str, known: Mapping[str, Mapping[str, Mapping[str, fl
 
 def _document(name: str, text: str) -> dict[str, object]:
     try:
-        return tomllib.loads(text)
+        document: dict[str, object] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"scenario {name}: {error}") from error
+    return document
 
 
 def _tables(name: str, document: Mapping[str, object], key: str) -> list[dict[str, object]]:
@@ -287,7 +291,7 @@ def _forever(phase: Phase) -> Phase:
 
 
 def _fault(name: str, table: dict[str, object]) -> Fault:
-    _keys(name, table, {"kind", "at", "until", "gpu", "links", "per_second", "code", "event", "text"})
+    _keys(name, table, {"kind", "at", "until", "gpu", "drive", "links", "per_second", "code", "event", "text"})
     kind = next((known for known in _FAULT_KINDS if known == table.get("kind")), None)
     if kind is None:
         raise ConfigError(f"scenario {name}: unknown fault {table.get('kind')!r}; known: {', '.join(_FAULT_KINDS)}")
@@ -299,6 +303,7 @@ def _fault(name: str, table: dict[str, object]) -> Fault:
         at=_number(name, "at", table.get("at")),
         until=_number(name, "until", table["until"]) if "until" in table else math.inf,
         gpu=int(_number(name, "gpu", table.get("gpu", 0))),
+        drive=int(_number(name, "drive", table.get("drive", 0))),
         links=tuple(int(_number(name, "links", link)) for link in links),
         per_second=_number(name, "per_second", table.get("per_second", 0)),
         code=int(_number(name, "code", table.get("code", 0))),

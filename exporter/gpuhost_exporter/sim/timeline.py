@@ -219,6 +219,7 @@ class Timeline:
                 at=start + fault.at,
                 until=min(start + fault.until, end),
                 gpu=fault.gpu % max(1, count),
+                drive=fault.drive % max(1, len(self.host.drives)),
             )
             for fault in scenario.load(name).faults
             if start + fault.at < end and _concerns(self.host, fault)
@@ -249,6 +250,8 @@ def _concerns(host: HostSpec, fault: Fault) -> bool:
     """Whether the host has what the fault is about."""
     if fault.kind in ("drive_failed", "array_recovering"):
         return bool(host.failing_drive)
+    if fault.kind in ("drive_pulled", "drive_hangs"):
+        return any(drive.controller for drive in host.drives)
     if fault.kind == "sxid":
         return bool(host.switches)
     if fault.kind in ("link_down", "link_errors"):

@@ -10,9 +10,10 @@ import os
 import time
 
 from gpuhost_exporter.clock import Clock
-from gpuhost_exporter.sim import control, tree_block, tree_jobs, tree_proc, tree_sys
+from gpuhost_exporter.sim import control, mounts, tree_block, tree_jobs, tree_proc, tree_sys
 from gpuhost_exporter.sim.timeline import Event, Timeline
 from gpuhost_exporter.sim.tree_files import Files
+from gpuhost_exporter.sources import udev
 
 _BEFORE_THE_SECOND = 0.25  # collectors poll on the second: what they find is fresh and at rest
 
@@ -28,9 +29,12 @@ class Tree:
         self._pids: set[int] = set()
         self._groups: set[str] = set()
         self._fixed = False
+        self._pulled = ""
 
-    def write(self) -> None:
-        """Bring the tree to the present. ConfigError when the control file is gone or broken."""
+    def write(self) -> tuple[udev.Event, ...]:
+        """Bring the tree to the present; what the kernel would announce of it. ConfigError when the control file is
+        gone or broken.
+        """
         current = control.load(self._path)
         if current != self._control:
             self._control = current
@@ -39,6 +43,7 @@ class Tree:
         seconds = current.elapsed(self._clock.now())
         if not self._fixed:
             files.put_all("proc", tree_proc.fixed(timeline.host, current.boot_id))
+            files.put("proc/self/mountinfo", mounts.mountinfo(timeline.host))
             tree_sys.write_fixed(files, timeline.host)
             if timeline.host.system.unified_cgroups:
                 files.put("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids")
@@ -55,8 +60,10 @@ class Tree:
                 "loadavg": tree_proc.loadavg(timeline, seconds),
                 "meminfo": tree_proc.meminfo(timeline, seconds),
                 "vmstat": tree_proc.vmstat(timeline, seconds),
+                "self/mountstats": mounts.mountstats(timeline, seconds),
             },
         )
+        files.put("rooms", mounts.rooms(timeline, seconds))
         if timeline.host.system.pressure:
             files.put_all("proc/pressure", tree_proc.pressure(timeline, seconds))
         tree_sys.write_drives(files, timeline, seconds)
@@ -64,6 +71,22 @@ class Tree:
         tree_sys.write_links(files, timeline, seconds)
         self._write_processes(seconds)
         self._write_kernel_log(seconds)
+        return self._announce(seconds)
+
+    def _announce(self, seconds: float) -> tuple[udev.Event, ...]:
+        before, self._pulled = self._pulled, tree_block.pulled(self._timeline, seconds)
+        moves = [("remove", self._pulled), ("add", before)] if self._pulled != before else []
+        drives = {drive.name: drive for drive in self._timeline.host.drives}
+        return tuple(
+            udev.Event(action, subsystem, device)
+            for action, name in moves
+            if name
+            for subsystem, device in (
+                ("block", name),
+                ("nvme", drives[name].controller),
+                ("pci", drives[name].pci.bdf),
+            )
+        )
 
     def _resume(self) -> None:
         """Go on with a folder that an earlier simulator process has left."""

@@ -66,7 +66,7 @@ def drive(timeline: Timeline, which: Drive, seconds: float) -> Counters:
         )
     levels, totals = timeline.host_levels(seconds)
     share = 1 / len(host.data_drives)
-    slow = float(host.data_drives.index(which.name) == _SLOW_MEMBER % len(host.data_drives))
+    slow = float(is_slow_member(host, which))
     return Counters(
         read_bytes=share * (_READ_BEFORE + totals.disk_read),
         written_bytes=share * (_WRITTEN_BEFORE + totals.disk_write),
@@ -75,6 +75,12 @@ def drive(timeline: Timeline, which: Drive, seconds: float) -> Counters:
         busy_seconds=1.9e5 + totals.disk_busy + slow * totals.slow_busy,
         in_flight=(round(levels.read_queue + slow * levels.slow_queue), round(levels.write_queue)),
     )
+
+
+def is_slow_member(host: HostSpec, which: Drive) -> bool:
+    """Whether it is the data drive that is slow in scenarios."""
+    drives = host.data_drives
+    return which.name in drives and drives.index(which.name) == _SLOW_MEMBER % len(drives)
 
 
 def array(timeline: Timeline, which: Array, seconds: float) -> Counters:
@@ -96,10 +102,18 @@ def array(timeline: Timeline, which: Array, seconds: float) -> Counters:
 
 
 def present(timeline: Timeline, seconds: float) -> tuple[Drive, ...]:
-    """The drives that the host has at that moment."""
-    failed = timeline.active("drive_failed", seconds) is not None
+    """The drives that serve blocks at that moment."""
     host = timeline.host
-    return tuple(found for found in host.drives if not (failed and found.name == host.failing_drive))
+    gone = {pulled(timeline, seconds)}
+    if timeline.active("drive_failed", seconds) is not None:
+        gone.add(host.failing_drive)
+    return tuple(found for found in host.drives if found.name not in gone)
+
+
+def pulled(timeline: Timeline, seconds: float) -> str:
+    """The drive that is not in its slot at that moment, nothing where all are."""
+    fault = timeline.active("drive_pulled", seconds)
+    return timeline.host.drives[fault.drive].name if fault else ""
 
 
 def diskstats(timeline: Timeline, seconds: float) -> str:

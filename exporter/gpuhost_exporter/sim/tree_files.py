@@ -37,6 +37,15 @@ class Files:
         os.replace(self._temporary, self.path(name))
         self._texts[name] = text
 
+    def put_block(self, name: str, block: bytes) -> None:
+        """Write a file in place, so that who holds it open reads what it says now."""
+        descriptor = os.open(self.path(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.pwrite(descriptor, block, 0)
+            os.ftruncate(descriptor, len(block))
+        finally:
+            os.close(descriptor)
+
     def put_all(self, folder: str, texts: dict[str, str]) -> None:
         for name, text in texts.items():
             self.put(f"{folder}/{name}", text)
@@ -50,9 +59,9 @@ class Files:
             os.symlink(relative, where)
 
     def remove(self, name: str) -> None:
-        """Remove a file, a link or a folder with all that is in it."""
+        """Remove a file, a link or a folder with all that is in it, if it is there."""
         where = self.path(name)
-        if os.path.islink(where):
+        if os.path.islink(where) or os.path.isfile(where):
             os.unlink(where)
         else:
             shutil.rmtree(where, ignore_errors=True)

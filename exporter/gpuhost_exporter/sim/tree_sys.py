@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuhost_exporter.sim import tree_block
+from gpuhost_exporter.sim import drive_health, tree_block
 from gpuhost_exporter.sim.hosts import Array, Drive, HostSpec, PciDevice, Port, System
 from gpuhost_exporter.sim.timeline import Timeline
 from gpuhost_exporter.sim.tree_files import Files
@@ -37,9 +37,6 @@ def write_fixed(files: Files, host: HostSpec) -> None:
     """What never changes."""
     for device in host.devices:
         _pci(files, device, host.system)
-    for drive in host.drives:
-        if drive.controller:
-            _controller(files, drive, host.system)
     for array in host.arrays:
         _array(files, array, host)
     for port in host.ports:
@@ -52,12 +49,16 @@ def write_drives(files: Files, timeline: Timeline, seconds: float) -> None:
     host = timeline.host
     last = host.system.discard_and_flush
     found = tree_block.present(timeline, seconds)
+    pulled = tree_block.pulled(timeline, seconds)
     for drive in host.drives:
         folder = block_folder(drive)
         if drive not in found:
             files.remove(f"sys/block/{drive.name}")
             files.remove(f"sys/{folder}")
+            if drive.name == pulled:
+                _pull(files, drive)
             continue
+        _pci(files, drive.pci, host.system)
         counters = tree_block.drive(timeline, drive, seconds)
         stat = tree_block.stat(counters.fields(last))
         files.put(f"sys/{folder}/stat", stat)
@@ -65,31 +66,25 @@ def write_drives(files: Files, timeline: Timeline, seconds: float) -> None:
         _block(files, folder, drive)
         for name, _ in tree_block.partitions(drive):
             files.put(f"sys/{folder}/{name}/stat", stat)
-    for drive in host.drives:
-        if not drive.controller:
-            continue
-        folder = f"sys/{drive.pci.folder}/nvme/{drive.controller}"
-        files.put(f"{folder}/state", "live" if drive in found else "dead")
-        busy = _busy(timeline, drive, seconds)
-        if host.system.nvme_hwmon:
-            files.put(
-                f"{folder}/hwmon{drive.controller.removeprefix('nvme')}/temp1_input",
-                str(1000 * round(36 + 14 * busy) - 150),
-            )
+    hangs = timeline.active("drive_hangs", seconds)
+    for place, drive in enumerate(host.drives):
+        if drive.controller and drive.name != pulled:
+            folder = f"sys/{drive.pci.folder}/nvme/{drive.controller}"
+            _controller(files, drive, host.system)
+            files.put(f"{folder}/state", "live" if drive in found else "dead")
+            if host.system.nvme_hwmon:
+                files.put(
+                    f"{folder}/hwmon{drive.controller.removeprefix('nvme')}/temp1_input",
+                    str(1000 * drive_health.celsius(timeline, drive, seconds) - 150),
+                )
+            silent = hangs is not None and hangs.drive == place
+            page = b"" if silent else drive_health.page(timeline, drive, seconds)
+            files.put_block(f"dev/{drive.controller}", page)
     for array in host.arrays:
         folder = f"sys/devices/virtual/block/{array.name}"
         fields = tree_block.array(timeline, array, seconds).fields(last)
         files.put(f"{folder}/stat", tree_block.stat(fields))
         files.put_all(f"{folder}/md", tree_block.md_files(array, tree_block.array_state(timeline, array, seconds)))
-
-
-def _busy(timeline: Timeline, drive: Drive, seconds: float) -> float:
-    """The share of the last ten seconds that a drive was busy."""
-    since = max(0.0, seconds - 10)
-    if since == seconds:
-        return 0.0
-    then, now = (tree_block.drive(timeline, drive, at).busy_seconds for at in (since, seconds))
-    return (now - then) / (seconds - since)
 
 
 def write_ports(files: Files, timeline: Timeline, seconds: float) -> None:
@@ -132,6 +127,16 @@ def write_links(files: Files, timeline: Timeline, seconds: float) -> None:
         folder = f"sys/{gpu.pci.folder}"
         files.put(f"{folder}/current_link_speed", "Unknown" if off else _speed(gpu.pci.generation, system))
         files.put(f"{folder}/current_link_width", "63" if off else str(gpu.pci.width))
+
+
+def _pull(files: Files, drive: Drive) -> None:
+    for name in (
+        f"sys/class/nvme/{drive.controller}",
+        f"sys/bus/pci/devices/{drive.pci.bdf}",
+        f"sys/{drive.pci.folder}",
+        f"dev/{drive.controller}",
+    ):
+        files.remove(name)
 
 
 def block_folder(drive: Drive) -> str:
@@ -244,11 +249,13 @@ def _block(files: Files, folder: str, drive: Drive) -> None:
     )
     files.link(f"sys/{folder}/device", f"sys/{folder.rsplit('/', 1 if drive.controller else 2)[0]}")
     files.link(f"sys/block/{drive.name}", f"sys/{folder}")
+    files.link(f"sys/dev/block/{major}:{minor}", f"sys/{folder}")
     for number, (name, sectors) in enumerate(tree_block.partitions(drive), 1):
         files.put_all(
             f"sys/{folder}/{name}",
             {"size": str(sectors), "dev": f"{major}:{minor + number}", "partition": str(number)},
         )
+        files.link(f"sys/dev/block/{major}:{minor + number}", f"sys/{folder}/{name}")
 
 
 def _array(files: Files, array: Array, host: HostSpec) -> None:
@@ -266,6 +273,7 @@ def _array(files: Files, array: Array, host: HostSpec) -> None:
         },
     )
     files.link(f"sys/block/{array.name}", folder)
+    files.link(f"sys/dev/block/9:{array.number}", folder)
     for slot, member in enumerate(array.members):
         drive = next(found for found in host.drives if member.startswith(found.name))
         where = f"sys/{block_folder(drive)}" + (f"/{member}" if member != drive.name else "")

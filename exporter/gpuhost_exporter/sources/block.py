@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 
 from gpuhost_exporter.errors import Malformed, SourceError
-from gpuhost_exporter.sources.files import Root, names, optional_number, optional_text, read_number, read_text
+from gpuhost_exporter.sources.files import Root, names, optional_number, optional_text, read_count, read_text
 
 SECTOR_BYTES = 512
 
@@ -54,6 +55,10 @@ class Field(IntEnum):
     DISCARD_MILLISECONDS = 14
     FLUSHES = 15
     FLUSH_MILLISECONDS = 16
+
+
+_MILLISECONDS = frozenset(int(field) for field in Field if field.name.endswith("_MILLISECONDS"))
+_GROWING = tuple(int(field) for field in Field if field not in _MILLISECONDS and field != Field.IN_FLIGHT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,31 @@ def read(root: Root) -> tuple[tuple[Disk, ...], dict[str, SourceError]]:
     return tuple(disks), faults
 
 
+def counters(root: Root, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Fields]]:
+    """For each wanted device the counters of those that count for it: its own, or its multipath devices'.
+
+    `wanted` names each device's multipath devices. One whose line is missing or torn is left out.
+    """
+    lines = split_diskstats(read_text(f"{root.proc}/diskstats"))
+    found = {}
+    for name, paths in wanted.items():
+        with suppress(Malformed):
+            below = tuple((path, _fields_of(path, lines)) for path in paths)
+            found[name] = Disk(name, _fields_of(name, lines), below).counting()
+    return found
+
+
+def drives(root: Root) -> dict[str, tuple[str, ...]]:
+    """Disks that are neither put together from others (md, dm) nor without a drive, with their multipath devices."""
+    present = names(f"{root.sys}/block")
+    paths = _paths_by_head(present)
+    return {
+        name: tuple(paths.get(name, ()))
+        for name in present
+        if not (_LEFT_OUT.match(name) or _PATH.match(name) or name.startswith(("md", "dm-")))
+    }
+
+
 def describe(root: Root, name: str) -> BlockDevice:
     """What the device is. Raises SourceError when its size cannot be read."""
     folder = f"{root.sys}/block/{name}"
@@ -110,7 +140,7 @@ def describe(root: Root, name: str) -> BlockDevice:
     rotational = optional_number(f"{folder}/queue/rotational")
     return BlockDevice(
         name,
-        read_number(f"{folder}/size") * SECTOR_BYTES,
+        read_count(f"{folder}/size") * SECTOR_BYTES,
         optional_text(f"{folder}/device/model"),
         parse_scheduler(scheduler) if scheduler else None,
         None if rotational is None else rotational != 0,
@@ -142,6 +172,27 @@ def parse_scheduler(text: str) -> str | None:
     if match:
         return match[1]
     return text if re.fullmatch(r"\S+", text) else None
+
+
+def growth(before: Fields | None, after: Fields) -> Fields:
+    """What was added since `before`; without one, or when the counters started again, all but the time."""
+    if before is None or restarted(before, after):
+        return tuple(0 if position in _MILLISECONDS else value for position, value in enumerate(after))
+    changes = [new - old for old, new in zip(before, after, strict=True)]
+    changes[Field.IN_FLIGHT] = after[Field.IN_FLIGHT]
+    for position in _MILLISECONDS:
+        if position < len(changes) and changes[position] < 0:
+            wrapped = changes[position] + (1 << 32)
+            # A step back of a few jiffies is noise between processors, not a wrap.
+            changes[position] = wrapped if wrapped < 1 << 31 else 0
+    return tuple(changes)
+
+
+def restarted(before: Fields, after: Fields) -> bool:
+    """Whether another device now has the name: counters that never wrap went back."""
+    if len(before) != len(after):
+        return True
+    return any(after[position] < before[position] for position in _GROWING if position < len(after))
 
 
 def _fields_of(name: str, lines: Mapping[str, list[str]]) -> Fields:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from gpuhost_exporter.errors import Absent, Denied, Gone, Malformed, SourceError, Transient, Unsupported
 
 LIMIT = 1 << 20
+_LONGEST_NUMBER = 20  # -9223372036854775808
 
 _ERRORS: dict[int, type[SourceError]] = {
     errno.ENOENT: Absent,
@@ -84,15 +85,22 @@ def read_start(path: str) -> str:
 
 
 def read_number(path: str) -> int:
-    """The file's text as an integer, decimal or 0x…"""
+    """The file's text as an integer of at most 64 bits, decimal or 0x…"""
     text = read_text(path)
-    try:
-        return int(text, 0)
-    except ValueError:
-        try:
+    if len(text) <= _LONGEST_NUMBER:
+        with suppress(ValueError):
+            return int(text, 0)
+        with suppress(ValueError):
             return int(text)  # "007" is decimal in sysfs
-        except ValueError as error:
-            raise Malformed(f"{path}: expected a number, got {text[:40]!r}") from error
+    raise Malformed(f"{path}: expected a number, got {text[:40]!r}")
+
+
+def read_count(path: str) -> int:
+    """The file's number, which counts something: Malformed where it is negative."""
+    number = read_number(path)
+    if number < 0:
+        raise Malformed(f"{path}: expected a count, got {number}")
+    return number
 
 
 def optional_text(path: str) -> str | None:
@@ -119,6 +127,14 @@ def names(path: str) -> tuple[str, ...]:
         raise source_error(path, error) from error
 
 
+def optional_count(path: str) -> int | None:
+    """The file's number, or None where the host does not tell or tells no count."""
+    try:
+        return read_count(path)
+    except SourceError:
+        return None
+
+
 def optional_names(path: str) -> tuple[str, ...]:
     """Sorted names in a folder, none where there is no such folder."""
     try:
@@ -130,6 +146,17 @@ def optional_names(path: str) -> tuple[str, ...]:
 def link_target(path: str) -> str:
     """The path that a symbolic link leads to, links resolved; it need not exist."""
     return os.path.realpath(path)
+
+
+def followed(folder: str, name: str) -> str:
+    """The path that a folder's link leads to, for a folder whose own path has no link in it, as sysfs' targets have
+    none: one call instead of one for each part of the path. What is no link leads to itself.
+    """
+    path = f"{folder}/{name}"
+    try:
+        return os.path.normpath(os.path.join(folder, os.readlink(path)))
+    except OSError:
+        return path
 
 
 @contextmanager

@@ -4,9 +4,9 @@ The exporter itself keeps no capability after the start; the launcher keeps what
 only its own. It has no network and does nothing but this, so that a reader can be started again at any time in
 a few milliseconds, with the interpreter's memory shared.
 
-    exporter -> launcher   {"do": "spawn", "reader": "nvml", "arguments": {...}} + sockets by SCM_RIGHTS
+    exporter -> launcher   {"do": "spawn", "number": 7, "reader": "nvml", "arguments": {...}} + sockets by SCM_RIGHTS
                            {"do": "kill", "pid": 4711}
-    launcher -> exporter   {"spawned": 4711} | {"exited": 4711, "status": -11}
+    launcher -> exporter   {"spawned": 4711, "number": 7} | {"exited": 4711, "status": -11}
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ from gpuhost_exporter.sources import linux
 log = logging.getLogger(__name__)
 
 _MESSAGE = 65536
+_SPAWN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,11 @@ class ReaderKind:
 
 
 class Launcher:
-    """The exporter's side. Safe to call from any thread."""
+    """The exporter's side. Safe to call from any thread.
+
+    A launcher that has gone took its readers along: then spawn raises Unavailable, kill has nothing to do, and every
+    reader counts as killed. It cannot be started again, for the exporter has given up what it would need.
+    """
 
     def __init__(self, pid: int, sock: socket.socket, marks: mmap.mmap) -> None:
         self.pid = pid
@@ -51,7 +57,9 @@ class Launcher:
         self._socket = sock
         self._lock = threading.Lock()
         self._exited: dict[int, int] = {}
-        self._spawned: list[int] = []
+        self._spawned: dict[int, int] = {}
+        self._requests = 0
+        self._given_up: set[int] = set()
 
     @classmethod
     def start(cls, kinds: Mapping[str, ReaderKind]) -> Launcher:
@@ -75,67 +83,85 @@ class Launcher:
     def spawn(self, reader: str, arguments: Mapping[str, Any], sockets: Sequence[socket.socket]) -> int:
         """Start a reader and hand it these sockets; its pid. The sockets are closed on this side."""
         with self._lock:
-            request = json.dumps({"do": "spawn", "reader": reader, "arguments": arguments}).encode()
+            self._requests += 1
+            number = self._requests
+            request = {"do": "spawn", "number": number, "reader": reader, "arguments": arguments}
             try:
-                socket.send_fds(self._socket, [request], [sock.fileno() for sock in sockets])
-                while not self._spawned:
-                    self._receive(timeout=10.0)
+                socket.send_fds(self._socket, [json.dumps(request).encode()], [sock.fileno() for sock in sockets])
+                deadline = time.monotonic() + _SPAWN_SECONDS
+                while number not in self._spawned:
+                    if not self._receive(deadline - time.monotonic()):
+                        self._given_up.add(number)
+                        raise Unavailable("the launcher does not answer")
             except OSError as error:
                 raise Unavailable(f"the launcher has gone: {error}") from error
             finally:
                 for sock in sockets:
                     sock.close()
-            return self._spawned.pop()
+            return self._spawned.pop(number)
 
     def kill(self, pid: int) -> None:
-        with self._lock:
-            try:
-                self._socket.send(json.dumps({"do": "kill", "pid": pid}).encode())
-            except OSError as error:
-                raise Unavailable(f"the launcher has gone: {error}") from error
+        with self._lock, suppress(OSError):
+            self._send_kill(pid)
 
     def exit_status(self, pid: int, wait: float = 0.0) -> int | None:
         """How a reader ended (exit code, or minus the signal); None while it still exists."""
         deadline = time.monotonic() + wait
         while True:
             with self._lock:
-                if pid not in self._exited:
-                    self._receive(timeout=0.0)
+                try:
+                    while pid not in self._exited and self._receive(0.0):
+                        pass
+                except OSError:
+                    return -signal.SIGKILL
                 if pid in self._exited:
                     return self._exited[pid]
             if time.monotonic() >= deadline:
                 return None
             time.sleep(0.01)
 
+    def ended(self) -> bool:
+        """Whether the launcher itself has gone, and with it every reader. Reaps it."""
+        try:
+            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            return True
+
     def close(self) -> None:
         """End the launcher and every reader. What the kernel cannot kill is left to it."""
         self._socket.close()
         deadline = time.monotonic() + 3.0
         while time.monotonic() < deadline:
-            try:
-                if os.waitpid(self.pid, os.WNOHANG)[0]:
-                    return
-            except ChildProcessError:
+            if self.ended():
                 return
             time.sleep(0.01)
         log.error("launcher %d does not end: a reader may be stuck in the kernel", self.pid)
 
-    def _receive(self, timeout: float) -> None:
-        """Take the launcher's messages that have come, waiting at most this long for the first."""
-        if self._socket.fileno() < 0:
-            raise Unavailable("the launcher has been closed")
-        while select.select([self._socket], [], [], timeout)[0]:
-            payload = self._socket.recv(_MESSAGE)
-            if not payload:
-                raise Unavailable("the launcher has gone")
-            message = json.loads(payload)
-            if "spawned" in message:
-                self._spawned.append(message["spawned"])
-                return
+    def _send_kill(self, pid: int) -> None:
+        self._socket.send(json.dumps({"do": "kill", "pid": pid}).encode())
+
+    def _receive(self, timeout: float) -> bool:
+        """Take one message, waiting at most this long; whether there was one. OSError when the launcher has gone."""
+        if not select.select([self._descriptor()], [], [], max(0.0, timeout))[0]:
+            return False
+        payload = self._socket.recv(_MESSAGE)
+        if not payload:
+            raise ConnectionResetError("end of file")
+        message = json.loads(payload)
+        if "exited" in message:
             self._exited[message["exited"]] = message["status"]
-            timeout = 0.0
-        if timeout > 0:
-            raise Unavailable("the launcher does not answer")
+        elif message["number"] in self._given_up:
+            self._given_up.discard(message["number"])
+            self._send_kill(message["spawned"])
+        else:
+            self._spawned[message["number"]] = message["spawned"]
+        return True
+
+    def _descriptor(self) -> int:
+        descriptor = self._socket.fileno()
+        if descriptor < 0:
+            raise ConnectionResetError("closed")
+        return descriptor
 
 
 class _Server:
@@ -191,7 +217,7 @@ class _Server:
         self._children.add(pid)
         for descriptor in descriptors:
             os.close(descriptor)
-        self._socket.send(json.dumps({"spawned": pid}).encode())
+        self._socket.send(json.dumps({"spawned": pid, "number": request["number"]}).encode())
         return True
 
     def _become(

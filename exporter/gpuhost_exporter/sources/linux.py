@@ -48,13 +48,6 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
-def limit_arenas() -> None:
-    """Have glibc share two heaps among all threads. By default each of dozens of threads gets its own, unused."""
-    mallopt = getattr(_libc(), "mallopt", None)  # musl has none, and no need of it
-    if mallopt:
-        mallopt(_M_ARENA_MAX, 2)
-
-
 def name_process(name: str) -> None:
     """What ps and top call this process; the kernel keeps 15 bytes."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])

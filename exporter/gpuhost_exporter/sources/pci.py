@@ -56,6 +56,8 @@ class PciDevice:
 
 def read_device(root: Root, bdf: str) -> PciDevice:
     """Raises Absent when there is no such device, Malformed when a file holds something else than it should."""
+    if not _BDF.match(bdf):
+        raise Malformed(f"expected a PCI address such as 0000:41:00.0, got {bdf[:40]!r}")
     folder = link_target(f"{root.sys}/bus/pci/devices/{bdf}")
     names(folder)
     above = os.path.dirname(folder)

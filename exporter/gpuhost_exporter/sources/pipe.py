@@ -78,7 +78,7 @@ def send_answer(pipe: Pipe, answer: object) -> None:
     pipe.send(pickle.dumps(answer, protocol=5))
 
 
-def recv_answer(pipe: Pipe, timeout: float) -> Any:
+def recv_answer(pipe: Pipe, timeout: float | None) -> Any:
     """The reader's next answer; the reader is at least as trusted as this process."""
     return pickle.loads(pipe.recv(timeout))  # noqa: S301  see above
 

@@ -31,8 +31,8 @@ from gpuhost_exporter.sources.files import (
     Root,
     listed,
     names,
+    optional_count,
     optional_names,
-    optional_number,
     optional_text,
     read_text,
 )
@@ -125,10 +125,10 @@ def read(root: Root, name: str) -> Array:
             raid_disks=parse_present(disks) if disks else 0,
             metadata=optional_text(f"{folder}/metadata_version"),
             uuid=optional_text(f"{folder}/uuid"),
-            degraded=optional_number(f"{folder}/degraded"),
+            degraded=optional_count(f"{folder}/degraded"),
             sync=None if action is None else _sync(folder, action),
             layout=None if layout is None else parse_present(layout),
-            state=read_text(f"{folder}/array_state"),
+            state=_state(folder),
         )
 
 
@@ -193,9 +193,16 @@ def _member(folder: str, name: str) -> Member:
     return Member(name, parse_member_state(read_text(f"{folder}/state"), slot), slot)
 
 
+def _state(folder: str) -> str:
+    state = read_text(f"{folder}/array_state")
+    if not state:
+        raise Malformed(f"{folder}/array_state: expected a word such as clean, got nothing")
+    return state
+
+
 def _sync(folder: str, action: str) -> Sync:
     completed = optional_text(f"{folder}/sync_completed")
-    speed = optional_number(f"{folder}/sync_speed")
+    speed = optional_count(f"{folder}/sync_speed")
     return Sync(
         action,
         None if completed is None else parse_progress(completed),

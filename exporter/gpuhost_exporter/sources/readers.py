@@ -5,6 +5,7 @@ Imported here, before the fork, is what small readers share; what is large and o
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import select
 import socket
@@ -20,6 +21,7 @@ from gpuhost_exporter.sources import linux
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLogReader
 from gpuhost_exporter.sources.launcher import ReaderKind
+from gpuhost_exporter.sources.nvme_health import DriveReader
 from gpuhost_exporter.sources.nvml.marks import MarkWriter
 from gpuhost_exporter.sources.pipe import Pipe, recv_request, send_answer
 
@@ -29,7 +31,7 @@ KINDS = {
     # At most; it keeps only what the jobs that it is given need.
     "privileged": ReaderKind(
         "gpuhost_exporter.sources.readers:privileged",
-        frozenset({linux.CAP_SYSLOG, linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH}),
+        frozenset({linux.CAP_SYSLOG, linux.CAP_SYS_ADMIN, linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH}),
     ),
     "simulator": ReaderKind("gpuhost_exporter.sources.readers:simulator", frozenset()),
 }
@@ -53,11 +55,13 @@ def nvml(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], marks: 
     else:
         binding = load()
     pipe, events = Pipe(sockets[0]), Pipe(sockets[1])
-    reader = Reader(binding, clock, MarkWriter(marks))
+    mark = MarkWriter(marks)
+    reader = Reader(binding, clock, mark)
     try:
         send_answer(pipe, reader.open(frozenset(arguments.get("skip", ()))))
         threading.Thread(target=_forward_events, args=(reader, events), daemon=True).start()
         while True:
+            mark("", "")  # who ends while idle must not blame the GPU that was read last
             request = recv_request(pipe)
             send_answer(pipe, reader.read(request["subject"], frozenset(request["skip"])))
     except DriverDown as down:
@@ -76,15 +80,17 @@ def _forward_events(reader: Any, pipe: Pipe) -> None:
 
 
 def privileged(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _marks: mmap.mmap) -> None:
-    """A thread a job, so that one which the kernel holds up holds up no other. Ends when the exporter goes."""
+    """A thread a job, so that one which the kernel holds up holds up no other. Ends when the exporter goes.
+
+    Of its capabilities it keeps those of the jobs that it was given.
+    """
+    linux.keep_capabilities(frozenset().union(*(JOBS[name].capabilities for name in arguments)))
     ended = threading.Event()
     failures: list[BaseException] = []
 
-    linux.keep_capabilities(frozenset().union(*(JOBS[name].capabilities for name in arguments)))
-
     def run(name: str, sock: socket.socket) -> None:
         try:
-            JOBS[name].main(sock, arguments[name])
+            JOBS[name].run(sock, arguments[name])
         except Gone:
             pass
         except BaseException as error:
@@ -137,21 +143,46 @@ def processes(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
         send_answer(pipe, answer)
 
 
+def drives(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
+    """Send what each drive's health log says, every `interval` seconds, and for how long one has been silent."""
+    pipe = Pipe(sock)
+    ioctl: Any = fcntl.ioctl
+    if arguments["simulated"]:
+        from gpuhost_exporter.sim.ioctl import ioctl
+    reader = DriveReader(Root(**arguments["root"]), arguments["interval"], SystemClock(), ioctl)
+    failure: str | None = None
+    while True:
+        try:
+            reports = reader.look()
+        except SourceError as error:
+            if str(error) != failure:
+                send_answer(pipe, error)
+                failure = str(error)
+        else:
+            if reports or failure != "":
+                send_answer(pipe, reports)
+                failure = ""
+        # So often a drive that was added is seen; listing a folder costs microseconds.
+        if select.select([sock], [], [], 2.0)[0]:
+            return
+
+
 @dataclass(frozen=True, slots=True)
-class JobKind:
-    main: Callable[[socket.socket, Mapping[str, Any]], None]
+class PrivilegedJob:
+    run: Callable[[socket.socket, Mapping[str, Any]], None]
     capabilities: frozenset[int]
 
 
-JOBS: Mapping[str, JobKind] = {
-    "kernel_log": JobKind(kernel_log, frozenset({linux.CAP_SYSLOG})),
+JOBS: Mapping[str, PrivilegedJob] = {
+    "kernel_log": PrivilegedJob(kernel_log, frozenset({linux.CAP_SYSLOG})),
+    "drives": PrivilegedJob(drives, frozenset({linux.CAP_SYS_ADMIN})),
     # /proc/PID/io, environ and fd of others: their owner's alone to open (DAC), and to be traced (PTRACE).
-    "processes": JobKind(processes, frozenset({linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH})),
+    "processes": PrivilegedJob(processes, frozenset({linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH})),
 }
 
 
 def simulator(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _marks: mmap.mmap) -> None:
-    """Write the simulated host's moving files; the first answer comes when they are all there."""
+    """Write the simulated host's moving files; the first answer comes when they are all there, then its uevents."""
     from gpuhost_exporter.sim.tree import Tree
 
     pipe = Pipe(sockets[0])
@@ -163,4 +194,5 @@ def simulator(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], _m
         pause = 1.0 - (time.time() + 0.25) % 1.0
         if select.select([sockets[0]], [], [], pause)[0]:
             return
-        tree.write()
+        for event in tree.write():
+            send_answer(pipe, event)

@@ -10,6 +10,7 @@ from gpuhost_exporter import figures
 from gpuhost_exporter.findings import Finding
 from gpuhost_exporter.sources.files import read_text
 from gpuhost_exporter.status import ArrayRow, CollectorRow, DriveRow, GpuRow, PortRow, Status
+from gpuhost_exporter.table import demanded
 
 _MARKS = {"good": "✓", "critical": "✕", "warning": "!", "info": "i", "unknown": "?"}
 _WORDS = {"good": "good", "critical": "critical", "warning": "warning", "info": "note", "unknown": "unknown"}
@@ -153,7 +154,7 @@ def _link(gpu: str, number: int, up: bool | None) -> str:
 
 
 def _storage(status: Status) -> str:
-    arrays = ("Array", "State", "Members", "Read", "Written", "Size")
+    arrays = ("Array", "State", "Members", "Read", "Written", "Under demand", "Size")
     drives = ("Drive", "State", "Read", "Written", "Temp", "PCIe", "Size", "Model")
     parts = []
     if status.arrays:
@@ -180,9 +181,14 @@ def _array(row: ArrayRow) -> str:
             _cell(_of(figures.count, row.members_active, row.members_expected), "warning" if fewer else ""),
             _cell(figures.rate(row.read)),
             _cell(figures.rate(row.written)),
+            _cell(demanded(row.demand), "warning" if _held_back(row) else ""),
             _cell(figures.size(row.size)),
         )
     )
+
+
+def _held_back(row: ArrayRow) -> bool:
+    return row.demand is not None and (bool(row.demand.member) or row.demand.slow())
 
 
 def _drive(row: DriveRow) -> str:

@@ -12,12 +12,12 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from gpuhost_exporter.errors import ConfigError
-from gpuhost_exporter.sources import linux
+from gpuhost_exporter.specs import Sample, counter, gauge
 from gpuhost_exporter.web.connection import Connection, Limits, Refused
 from gpuhost_exporter.web.crowd import Counts, Crowd, Newcomer, first_to_go
 from gpuhost_exporter.web.listen import bound_address, listen
@@ -27,6 +27,17 @@ if TYPE_CHECKING:
     from gpuhost_exporter.web.webconfig import WebConfig
 
 log = logging.getLogger(__name__)
+
+OPEN = gauge("gpuhost_exporter_connections_open", "Connections of clients to the exporter's port now, idle ones too.")
+ACCEPTED = counter("gpuhost_exporter_connections_total", "Connections accepted.")
+EVICTED = counter(
+    "gpuhost_exporter_connections_evicted_total",
+    "Connections closed by the exporter, by why: for another client's sake (crowded), or because the client was too "
+    "slow in its handshake, its request or its reading (slow).",
+    "reason",
+)
+REQUESTS = counter("gpuhost_exporter_requests_total", "HTTP requests answered, by status code.", "code")
+SPECS = (OPEN, ACCEPTED, EVICTED, REQUESTS)
 
 _STACK_BYTES = 512 << 10
 _CLOSE_SECONDS = 0.5
@@ -63,6 +74,15 @@ class Server:
     def counts(self) -> Counts:
         return self._crowd.counts(len(self._newcomers))
 
+    def samples(self) -> Iterator[Sample]:
+        counts = self.counts()
+        yield OPEN(value=counts.open)
+        yield ACCEPTED(value=counts.accepted)
+        yield EVICTED("crowded", value=counts.evicted)
+        yield EVICTED("slow", value=counts.timed_out)
+        for code, requests in sorted(counts.requests.items()):
+            yield REQUESTS(str(code), value=requests)
+
     def start(self) -> None:
         try:
             for address in self._wanted:
@@ -71,7 +91,6 @@ class Server:
         except ConfigError:
             self._close_listeners()
             raise
-        linux.bound_malloc()
         self._thread.start()
 
     def close(self) -> None:

@@ -239,6 +239,8 @@ def test_a_process_in_several_instances_is_one_process(nv, warm, clock):
 def idle(nv, reader, clock):
     for gpu in nv.gpus:
         gpu.answers["nvmlDeviceGetComputeRunningProcesses"] = []
+        gpu.answers["nvmlDeviceGetUtilizationRates"] = SimpleNamespace(gpu=0, memory=0)
+        gpu.gpm[1] = 0.0
     read(reader, clock)
     read(reader, clock)
     nv.called.clear()
@@ -265,14 +267,30 @@ def test_a_process_that_starts_or_ends_is_seen_within_5_seconds_and_read_at_once
     assert first(read(idle, clock)).processes == ()
 
 
-def test_where_processes_are_not_told_utilization_says_whether_to_read(nv, idle, clock):
-    nv.gpus[0].answers["nvmlDeviceGetComputeRunningProcesses"] = pynvml.NVMLError(4)
-    assert first(read(idle, clock, 15)).processes is None, "not that there are none"
+@pytest.mark.parametrize(
+    "answer", [pynvml.NVMLError(4), pynvml.NVMLError(3), []], ids=["denied", "not supported", "none that it may see"]
+)
+@pytest.mark.parametrize(
+    ("utilization", "graphics"), [(97, 0.0), (0, 90.0)], ids=["by the driver's sampling", "by GPM"]
+)
+def test_a_gpu_that_works_is_read_every_time_though_no_process_shows(nv, idle, clock, answer, utilization, graphics):
+    nv.gpus[0].answers["nvmlDeviceGetComputeRunningProcesses"] = answer
+    nv.gpus[0].answers["nvmlDeviceGetUtilizationRates"] = SimpleNamespace(gpu=utilization, memory=0)
+    nv.gpus[0].gpm[1] = graphics
+    read(idle, clock, 15)
     assert [age(idle, clock) for _ in range(3)] == [0] * 3
     nv.gpus[0].answers["nvmlDeviceGetUtilizationRates"] = SimpleNamespace(gpu=0, memory=0)
     nv.gpus[0].gpm[1] = 0.0
     read(idle, clock)
     assert [age(idle, clock) for _ in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("code", [3, 4, 999])
+def test_processes_that_are_not_told_are_not_told_to_be_none(nv, warm, clock, code):
+    nv.gpus[0].answers["nvmlDeviceGetComputeRunningProcesses"] = pynvml.NVMLError(code)
+    nv.gpus[0].answers["nvmlDeviceGetComputeRunningProcesses_v2"] = pynvml.NVMLError(code)
+    clock.seconds += 5
+    assert first(read(warm, clock)).processes is None
 
 
 # GPM

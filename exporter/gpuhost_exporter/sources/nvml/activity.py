@@ -1,7 +1,7 @@
 """What moves every second: activity, memory, clocks, power, temperatures, bytes, processes.
 
-A GPU that no process uses is read in full every 15 s only, and gives its last reading in between: an exporter
-must not keep it warm.
+A GPU that no process uses and that does nothing is read in full every 15 s only, and gives its last reading in
+between: an exporter must not keep it warm. Processes alone do not tell: a container may see none of the host's.
 """
 
 from __future__ import annotations
@@ -84,12 +84,9 @@ class Activities:
     def _due(self, probe: Probe, gpu: _Gpu, last: Activity, now: float) -> bool:
         if now - last.at < SHORTEST_SECONDS:
             return False
-        if gpu.processes is None:
-            in_use = bool(last.utilization_ratio or last.graphics_ratio)
-        else:
-            in_use = bool(gpu.processes)
-            if now - gpu.processes_at >= IDLE_PROCESSES_SECONDS:
-                self._ask_processes(probe, gpu, now)
+        in_use = bool(gpu.processes or last.utilization_ratio or last.graphics_ratio)
+        if gpu.processes is not None and now - gpu.processes_at >= IDLE_PROCESSES_SECONDS:
+            self._ask_processes(probe, gpu, now)
         changed = gpu.processes != last.processes
         return in_use or changed or last.gpm == "warming_up" or now - last.at >= IDLE_SECONDS
 
