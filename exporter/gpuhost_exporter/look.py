@@ -59,14 +59,8 @@ def doctor(settings: Settings, launcher: Launcher) -> int:
         for kind in ALL:
             task = tasks.get(kind.name)
             if task is None:
-                rows.append(
-                    (
-                        kind.name,
-                        "off",
-                        "",
-                        "switched off" if kind.on_by_default else f"switched on with --collector.{kind.name}",
-                    )
-                )
+                why = "switched off" if kind.on_by_default else f"switched on with --collector.{kind.name}"
+                rows.append((kind.name, "off", "", why))
                 continue
             rows.append((kind.name, *_verdict(task)))
             remarks = [*task.collector.remarks(), *_profiling(task)]

@@ -10,7 +10,7 @@ from support.fakes import FakeClock
 from support.gpus import FakeNvml, host_of
 from trees import plant, values
 
-from gpuhost_exporter.collectors.nvme_health import NvmeHealthCollector, enabled, reading_interval
+from gpuhost_exporter.collectors.nvme_health import NvmeHealthCollector, reading_interval
 from gpuhost_exporter.config import CollectorSettings, Settings
 from gpuhost_exporter.errors import Absent, Denied, Transient, Unsupported
 from gpuhost_exporter.sources.nvme_health import WARNINGS, DriveReader, Report, parse
@@ -170,15 +170,14 @@ def test_a_host_of_24_drives_is_read_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "seconds", "on"),
+    ("chosen", "seconds"),
     [
-        (None, 60.0, True),
-        (CollectorSettings(interval=5.0), 60.0, True),
-        (CollectorSettings(interval=300.0), 300.0, True),
-        (CollectorSettings(enabled=False), 60.0, False),
+        (None, 60.0),
+        (CollectorSettings(interval=5.0), 60.0),
+        (CollectorSettings(interval=300.0), 300.0),
     ],
-    ids=["unset", "faster than is good for a drive", "slower", "off"],
+    ids=["unset", "faster than is good for a drive", "slower"],
 )
-def test_drives_are_asked_once_a_minute_at_most(chosen, seconds, on):
+def test_drives_are_asked_once_a_minute_at_most(chosen, seconds):
     settings = Settings(collectors={} if chosen is None else {"nvme_health": chosen})
-    assert (reading_interval(settings), enabled(settings)) == (seconds, on)
+    assert reading_interval(settings) == seconds

@@ -17,7 +17,7 @@ from gpuhost_exporter.ledger.ledger import HOLD_SECONDS, Ledger, Seen
 from gpuhost_exporter.ledger.piece import HOST
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.evidence import Evidence, HostIo, JobIdentity, ProcessSample
-from gpuhost_exporter.sources.nvml.client import GPU_STATES
+from gpuhost_exporter.sources.nvml.book import GPU_STATES
 from gpuhost_exporter.sources.nvml.readings import Activity, Process
 
 MOST_PENDING = 5.0
