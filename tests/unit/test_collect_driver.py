@@ -85,3 +85,15 @@ def test_it_asks_no_hardware_and_posts_who_is_there():
     poll(collector)
     assert collector.host.nvml.asked == []
     assert collector.host.board.last("gpus", tuple) == (gpu(0), gpu(1))
+
+
+def test_gpus_on_the_bus_are_counted_once_a_minute_whether_a_driver_has_them_or_not(tmp_path):
+    collector = DriverCollector(host_of(FakeNvml(), tmp_path))
+    assert "gpus_on_bus" not in poll(collector), "a machine without a PCI bus"
+    assert not collector.errors
+    device = tmp_path / "sys/bus/pci/devices/0000:1b:00.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text("0x10de\n")
+    (device / "class").write_text("0x030200\n")
+    assert "gpus_on_bus" not in poll(collector, now=NOW + 59)
+    assert poll(collector, now=NOW + 60)["gpus_on_bus"] == {(): 1}

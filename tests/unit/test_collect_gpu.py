@@ -262,6 +262,30 @@ def test_two_calls_that_fail_differently_are_not_logged_again_and_again(caplog):
     assert len(caplog.records) == 2
 
 
+def test_a_privilege_that_is_missing_counts_and_is_logged_once_and_stays_among_the_remarks(caplog):
+    caplog.set_level("INFO")
+    collector = collector_of()
+    denied = Fault("GPU-0", "GPM", "denied", 4, "nvmlGpmSampleGet: Insufficient Permissions")
+    collector.host.nvml.answers["activity"] = Batch(NOW, (), (denied,))
+    for _ in range(3):
+        poll(collector)
+    assert collector.errors == {"denied": 1}
+    assert collector.remarks() == ("GPU 0 (GPU-0) GPM: denied",)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    collector.host.nvml.answers["activity"] = []
+    poll(collector)
+    assert collector.remarks() == ()
+    assert caplog.records[-1].message == "gpu: GPU 0 (GPU-0) GPM: reads again"
+
+
+def test_what_may_pass_counts_each_time_it_fails():
+    collector = collector_of()
+    collector.host.nvml.answers["activity"] = Batch(NOW, (), (Fault("GPU-0", "a", "transient", 999, "unknown"),))
+    for _ in range(3):
+        poll(collector)
+    assert collector.errors == {"transient": 3}
+
+
 def test_a_driver_that_is_down_is_the_collectors_failure_not_empty_good_news():
     collector = collector_of()
     collector.host.nvml.answers["activity"] = Unavailable("released")

@@ -37,7 +37,11 @@ class Site:
         self.host.board.post(subject, readings)
 
     def poll(self, now=NOW):
-        return poll(self.collector, now)
+        """A poll, with the state directory's thread at rest before and after it, as it is between two ticks."""
+        self.host.state.flush()
+        found = poll(self.collector, now)
+        self.host.state.flush()
+        return found
 
 
 @pytest.fixture

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +41,8 @@ class Site:
         self.restart()
 
     def restart(self):
+        if hasattr(self, "host"):
+            self.host.state.close()
         host = host_of(self.nvml)
         host.kernel_log, host.state = KernelLog(), State(self.folder)
         host.kernel_log.put(())
@@ -53,6 +59,7 @@ class Site:
         self.host.kernel_log.put(events)
 
     def cursor(self):
+        self.host.state.flush()
         return State(self.folder).load("kernel_log").get("sequence")
 
 
@@ -286,6 +293,26 @@ def test_garbage_cannot_make_series_without_end(site):
     assert sum(found["xid_events_total"].values()) < 3000
     found = site.poll(SETTLED + NVML_WAITS + AT_ZERO)
     assert sum(found["xid_events_total"].values()) == sum(found["xid_errors_total"].values()) == 3000
+
+
+def test_a_state_disk_that_hangs_holds_up_neither_an_event_nor_its_count(tmp_path, monkeypatch):
+    answers, asked = threading.Event(), threading.Event()
+    monkeypatch.setattr(os, "fsync", lambda _: asked.set() or answers.wait(10))
+    site = Site(tmp_path)
+    began = time.monotonic()
+    try:
+        site.poll(NOW)
+        site.host.state.update("inventory", lambda data: learn(data, "gpus", {"GPU-0": {}}))
+        assert asked.wait(5)
+        site.logged(xid(1, 79))
+        assert site.host.kernel_log.cursor(site.host.state) == (BOOT, 1)
+        assert errors(site.poll()) == {("GPU-0", "79"): 1}
+        site.logged(xid(2, 48))
+        assert errors(site.poll()) == {("GPU-0", "79"): 1, ("GPU-0", "48"): 1}
+        assert time.monotonic() - began < 1
+    finally:
+        answers.set()
+    assert site.cursor() == 2
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.sampled_from("ab"))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import threading
 
 import pytest
 from hypothesis import given
@@ -293,9 +294,30 @@ def test_a_reader_started_now_goes_on_after_what_was_put_else_after_what_was_sav
     state, log = State(str(tmp_path)), KernelLog()
     assert log.cursor(state) is None
     save_cursor(state, (BOOT, 7))
+    state.flush()
     assert KernelLog().cursor(State(str(tmp_path))) == (BOOT, 7)
     log.put((event(9),))
     assert log.cursor(state) == (BOOT, 9)
+
+
+def test_a_saved_cursor_that_the_disk_does_not_tell_keeps_nobody_else_from_the_log():
+    log, reading, told = KernelLog(), threading.Event(), threading.Event()
+
+    class Slow:
+        def load(self, name):
+            reading.set()
+            assert told.wait(5)
+            return {"boot_id": BOOT, "sequence": 7}
+
+    found = []
+    starting = threading.Thread(target=lambda: found.append(log.cursor(Slow())))
+    starting.start()
+    assert reading.wait(5)
+    log.put((event(9),))
+    assert (log.state(), sequences(log.take())) == (("ok", ""), [9])
+    told.set()
+    starting.join(5)
+    assert found == [(BOOT, 7)]
 
 
 @pytest.mark.parametrize("data", [{"boot_id": 5, "sequence": 3}, {"boot_id": BOOT}, {"boot_id": BOOT, "sequence": "3"}])

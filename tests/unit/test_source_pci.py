@@ -15,6 +15,7 @@ from gpuhost_exporter.sources.pci import (
     PciDevice,
     PciLink,
     bytes_per_second,
+    count_gpus,
     parse_aer_total,
     parse_generation,
     read_device,
@@ -79,6 +80,41 @@ def test_a_device_that_no_longer_answers_has_no_link(tmp_path):
 def test_a_device_that_is_not_there_is_absent(tmp_path):
     with pytest.raises(Absent):
         read_device(Root.below(str(tmp_path)), BDF)
+
+
+def put_on_bus(root, bdf, vendor, pci_class, **links):
+    device = root / "sys/bus/pci/devices" / bdf
+    device.mkdir(parents=True)
+    (device / "vendor").write_text(f"{vendor}\n")
+    (device / "class").write_text(f"{pci_class}\n")
+    for name, target in links.items():
+        (device / name).symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "pci_class", "links", "counted"),
+    [
+        ("0x10de", "0x030200", {}, 1),
+        ("0x10de", "0x030000", {"driver": "../../../../bus/pci/drivers/nouveau"}, 1),
+        ("0x10de", "0x030200", {"driver": "../../../../bus/pci/drivers/nvidia"}, 1),
+        ("0x10de", "0x030200", {"driver": "../../../../bus/pci/drivers/vfio-pci"}, 0),
+        ("0x10de", "0x030200", {"physfn": "../0000:17:00.0"}, 0),
+        ("0x10de", "0x068000", {}, 0),
+        ("0x10de", "0x040300", {}, 0),
+        ("0x1a03", "0x030000", {}, 0),
+        ("garbage", "0x030200", {}, 0),
+    ],
+    ids=["3D", "display", "bound", "of a guest", "virtual", "NVSwitch", "audio", "the board's", "garbage"],
+)
+def test_nvidia_gpus_of_this_host_are_counted_and_nothing_else(tmp_path, vendor, pci_class, links, counted):
+    put_on_bus(tmp_path, "0000:18:00.0", "0x10de", "0x030200")
+    put_on_bus(tmp_path, "0000:1b:00.0", vendor, pci_class, **links)
+    assert count_gpus(Root.below(str(tmp_path))) == 1 + counted
+
+
+def test_a_host_without_a_pci_bus_counts_nothing_rather_than_none(tmp_path):
+    with pytest.raises(Absent):
+        count_gpus(Root.below(str(tmp_path)))
 
 
 @pytest.mark.parametrize("file", ["current_link_speed", "aer_dev_fatal"])

@@ -6,6 +6,8 @@ import errno
 import json
 import multiprocessing
 import os
+import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuhost_exporter.errors import Malformed
+from gpuhost_exporter.sources.files import read_text
 from gpuhost_exporter.sources.state import State, parse
 
 
@@ -28,7 +31,9 @@ def test_what_was_updated_is_there_after_a_restart(tmp_path):
     folder = tmp_path / "not/there/yet"
     assert State(str(folder)).load("inventory") == {}
     assert not folder.exists()
-    assert State(str(folder)).update("inventory", add("a")) == {"a": 1}
+    state = State(str(folder))
+    assert state.update("inventory", add("a")) == {"a": 1}
+    state.close()
     assert State(str(folder)).load("inventory") == {"a": 1}
     assert State(str(folder)).load("kernel_log") == {}
     assert on_disk(folder) == {"version": 1, "data": {"a": 1}}
@@ -45,9 +50,14 @@ def test_what_a_caller_does_to_its_copy_changes_nothing(tmp_path):
 def test_two_processes_see_and_keep_each_others_edits(tmp_path):
     daemon, command = State(str(tmp_path)), State(str(tmp_path))
     daemon.update("inventory", add("a"))
+    daemon.flush()
     command.update("inventory", add("b"))
+    command.flush()
+    daemon.flush()
     assert daemon.load("inventory") == {"a": 1, "b": 1}
     daemon.update("inventory", add("c"))
+    daemon.flush()
+    command.flush()
     assert command.load("inventory") == {"a": 1, "b": 1, "c": 1}
 
 
@@ -55,6 +65,7 @@ def _add_many(folder, prefix):
     state = State(folder)
     for number in range(25):
         state.update("inventory", add(f"{prefix}{number}"))
+        state.flush()
 
 
 def test_no_edit_is_lost_between_processes_that_write_at_once(tmp_path):
@@ -92,13 +103,16 @@ def test_a_file_that_makes_no_sense_is_moved_aside_and_said_once(tmp_path, caplo
     assert (tmp_path / "inventory.json.corrupt").read_text() == text
     assert state.writable
     assert state.update("inventory", add("a")) == {"a": 1}
+    state.flush()
     assert on_disk(tmp_path)["data"] == {"a": 1}
 
 
 def test_a_file_that_was_deleted_means_to_start_anew(tmp_path):
     state = State(str(tmp_path))
     state.update("inventory", add("a"))
+    state.flush()
     (tmp_path / "inventory.json").unlink()
+    state.flush()
     assert state.load("inventory") == {}
 
 
@@ -108,13 +122,14 @@ def test_a_folder_that_cannot_be_used_keeps_state_in_memory_and_says_so_once(tmp
     assert state.writable
     assert state.update("inventory", add("a")) == {"a": 1}
     assert state.update("inventory", add("b")) == {"a": 1, "b": 1}
-    state.retry()
+    for _ in range(3):
+        state.flush()
     assert state.load("inventory") == {"a": 1, "b": 1}
     assert (state.writable, "state: File exists" in state.reason) == (False, True)
     assert len(caplog.records) == 1
 
     (tmp_path / "state").unlink()
-    state.retry()
+    state.flush()
     assert (state.writable, state.reason) == (True, "")
     assert on_disk(tmp_path / "state")["data"] == {"a": 1, "b": 1}
 
@@ -123,22 +138,26 @@ def test_a_folder_that_cannot_be_used_keeps_state_in_memory_and_says_so_once(tmp
 def test_a_full_disk_leaves_the_old_file_whole_and_is_retried(tmp_path, monkeypatch, call):
     state = State(str(tmp_path))
     state.update("inventory", add("a"))
+    state.flush()
     with monkeypatch.context() as patch:
         patch.setattr(os, call, lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
         assert state.update("inventory", add("b")) == {"a": 1, "b": 1}
+        state.flush()
         assert state.reason == f"{tmp_path}/inventory.json: No space left on device"
-        state.retry()
+        state.flush()
         assert not state.writable
         assert on_disk(tmp_path)["data"] == {"a": 1}
         assert sorted(os.listdir(tmp_path)) == [".lock", "inventory.json"]
         assert state.load("inventory") == {"a": 1, "b": 1}
-    state.retry()
+    state.flush()
     assert state.writable
     assert on_disk(tmp_path)["data"] == {"a": 1, "b": 1}
 
 
 def test_a_folder_that_became_read_only_still_tells_what_it_holds(tmp_path, monkeypatch):
-    State(str(tmp_path)).update("inventory", add("a"))
+    before = State(str(tmp_path))
+    before.update("inventory", add("a"))
+    before.close()
     real = os.open
 
     def read_only(path, flags, *mode):
@@ -148,8 +167,10 @@ def test_a_folder_that_became_read_only_still_tells_what_it_holds(tmp_path, monk
 
     monkeypatch.setattr(os, "open", read_only)
     state = State(str(tmp_path))
+    state.retry()
     assert state.load("inventory") == {"a": 1}
     assert state.update("inventory", add("b")) == {"a": 1, "b": 1}
+    state.flush()
     assert state.reason == f"{tmp_path}: Read-only file system"
 
 
@@ -159,9 +180,131 @@ def test_a_lock_that_another_process_keeps_is_not_waited_for_long(tmp_path, monk
     with other._exclusive():
         state = State(str(tmp_path))
         state.update("inventory", add("a"))
+        state.flush()
         assert "another process keeps it locked" in state.reason
-    state.retry()
+    state.flush()
     assert State(str(tmp_path)).load("inventory") == {"a": 1}
+
+
+class Disk:
+    """A disk that stops answering: what syncs a file waits until it answers again."""
+
+    def __init__(self, monkeypatch):
+        self.answers = threading.Event()
+        self.asked = threading.Event()
+        monkeypatch.setattr(os, "fsync", self._fsync)
+        monkeypatch.setattr("gpuhost_exporter.sources.state.PATIENCE", 0.05)
+
+    def _fsync(self, _):
+        self.asked.set()
+        assert self.answers.wait(10)
+
+
+def settle(state):
+    """Wait until a disk that answers again has taken everything."""
+    for _ in range(100):
+        state.flush()
+        if state.writable:
+            return
+    pytest.fail(state.reason)
+
+
+@pytest.fixture
+def hung(monkeypatch):
+    disk = Disk(monkeypatch)
+    yield disk
+    disk.answers.set()
+
+
+def test_a_disk_that_hangs_holds_up_nobody_and_is_said_once(tmp_path, hung, caplog):
+    caplog.set_level("INFO")
+    state = State(str(tmp_path))
+    began = time.monotonic()
+    state.update("inventory", add("a"))
+    assert hung.asked.wait(5)
+    state.retry()
+    assert state.writable, "not hung yet"
+    time.sleep(0.06)
+    for _ in range(3):
+        state.retry()
+        state.replace("kernel_log", add("b")({}))
+        assert state.update("inventory", add("b")) == {"a": 1, "b": 1}
+        assert state.load("inventory") == {"a": 1, "b": 1}
+        assert state.load("kernel_log") == {"b": 1}
+    state.close()
+    assert time.monotonic() - began < 1
+    assert state.reason == f"{tmp_path}: the disk does not answer"
+    assert [record.message for record in caplog.records] == [f"state is kept in memory only: {state.reason}"]
+
+
+def test_what_a_disk_that_hung_did_not_take_is_written_when_it_answers(tmp_path, hung):
+    state = State(str(tmp_path))
+    state.update("inventory", add("a"))
+    assert hung.asked.wait(5)
+    for number in range(100):
+        state.update("inventory", add("b", number))
+        state.replace("kernel_log", {"sequence": number})
+    time.sleep(0.06)
+    state.retry()
+    assert not state.writable
+    hung.answers.set()
+    settle(state)
+    assert (state.writable, state.reason) == (True, "")
+    assert on_disk(tmp_path)["data"] == {"a": 1, "b": 99}
+    assert on_disk(tmp_path, "kernel_log")["data"] == {"sequence": 99}
+
+
+def test_a_folder_that_hangs_before_it_was_ever_read_loses_nothing_that_it_holds(tmp_path, hung, monkeypatch):
+    hung.answers.set()
+    before = State(str(tmp_path))
+    before.update("inventory", add("a"))
+    settle(before)
+    hung.answers.clear()
+    real = os.open
+
+    def hang(path, flags, *mode):
+        if str(path).startswith(str(tmp_path)):
+            hung.answers.wait(10)
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", hang)
+    monkeypatch.setattr("gpuhost_exporter.sources.state.read_text", lambda path: (hung._fsync(0), read_text(path))[1])
+    state = State(str(tmp_path))
+    began = time.monotonic()
+    assert state.load("inventory") == {}
+    assert state.update("inventory", add("b")) == {"b": 1}
+    assert time.monotonic() - began < 1
+    hung.answers.set()
+    settle(state)
+    assert on_disk(tmp_path)["data"] == state.load("inventory") == {"a": 1, "b": 1}
+
+
+def test_an_edit_that_waits_for_the_lock_is_made_to_what_another_process_left_meanwhile(tmp_path):
+    state, other = State(str(tmp_path)), State(str(tmp_path))
+    state.update("inventory", lambda _: {"a": 1, "b": 1})
+    state.flush()
+    with other._exclusive():
+        state.update("inventory", add("c"))
+        (tmp_path / "left").write_text(json.dumps({"version": 1, "data": {"a": 1}}))
+        (tmp_path / "left").replace(tmp_path / "inventory.json")
+    state.flush()
+    assert on_disk(tmp_path)["data"] == state.load("inventory") == {"a": 1, "c": 1}
+
+
+def test_what_was_never_used_creates_nothing_when_it_is_closed(tmp_path):
+    State(str(tmp_path / "state")).close()
+    assert not (tmp_path / "state").exists()
+
+
+def test_closing_writes_what_was_updated_last_and_ends_the_thread(tmp_path):
+    before = set(threading.enumerate())
+    state = State(str(tmp_path))
+    state.replace("kernel_log", {"sequence": 5})
+    (thread,) = set(threading.enumerate()) - before
+    state.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert on_disk(tmp_path, "kernel_log")["data"] == {"sequence": 5}
 
 
 @given(

@@ -1,13 +1,20 @@
-"""The driver and the GPUs as such: which are there and whether they answer. Told by the exporter's own bookkeeping."""
+"""The driver and the GPUs as such: which are there and whether they answer.
+
+Told by the exporter's own bookkeeping, and by the PCI bus, which shows GPUs that no driver has taken.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors.per_gpu import gpu_gauge, gpu_info, gpu_labels, one_of
+from gpuhost_exporter.errors import Absent
+from gpuhost_exporter.host import Host
 from gpuhost_exporter.sources.nvml.book import GPU_STATES
 from gpuhost_exporter.sources.nvml.client import STATES
+from gpuhost_exporter.sources.pci import count_gpus
 from gpuhost_exporter.specs import Sample, counter, gauge, info
 
 GPU_UP = gpu_gauge(
@@ -15,6 +22,12 @@ GPU_UP = gpu_gauge(
     "Whether the GPU answers through NVIDIA's driver: 1 is good. At 0 gpuhost_gpu_state says why, or "
     "gpuhost_nvml_state where the driver as a whole cannot be read. A GPU that was broken before the exporter "
     "started has no uuid.",
+)
+GPUS_ON_BUS = gauge(
+    "gpuhost_gpus_on_bus",
+    "NVIDIA GPUs on the PCI bus, with or without a driver; not those kept for virtual machines. Good is as many as "
+    "gpuhost_gpu_up has series: more means that the driver is missing or has not taken all. Absent where there is no "
+    "PCI bus.",
 )
 GPU_STATE = gpu_gauge(
     "gpuhost_gpu_state",
@@ -42,8 +55,8 @@ DRIVER_INFO = info(
 )
 NVML_STATE = gauge(
     "gpuhost_nvml_state",
-    "State of the way to NVIDIA's driver, 1 for the current one. Good is ok; no_gpus and no_library are "
-    "normal on a host without GPUs, released is by request.",
+    "State of the way to NVIDIA's driver, 1 for the current one. Good is ok; no_gpus, no_library and no_driver are "
+    "normal where gpuhost_gpus_on_bus is 0, released is by request.",
     "state",
 )
 READER_RESTARTS = counter(
@@ -62,14 +75,17 @@ IN_FLIGHT = gauge(
     "driver is slow or hangs.",
 )
 
+_BUS_SECONDS = 60.0
+
 
 class DriverCollector(Collector):
     name = "driver"
     help = "State of the driver and of every GPU known"
-    source = "what the NVML reader last answered; touches no hardware"
+    source = "what the NVML reader last answered, /sys/bus/pci/devices; touches no hardware"
     interval = 1.0
     specs = (
         GPU_UP,
+        GPUS_ON_BUS,
         GPU_STATE,
         GPU_INFO,
         DRIVER_INFO,
@@ -79,7 +95,17 @@ class DriverCollector(Collector):
         IN_FLIGHT,
     )
 
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._on_bus: int | None = None
+        self._counted_at = float("-inf")
+
     def poll(self, now: float) -> Iterator[Sample]:
+        if now - self._counted_at >= _BUS_SECONDS:
+            self._counted_at = now
+            self._on_bus = self._count()
+        if self._on_bus is not None:
+            yield GPUS_ON_BUS(value=self._on_bus)
         nvml = self.host.nvml
         gpus = nvml.gpus()
         self.host.board.post("gpus", gpus)
@@ -110,3 +136,8 @@ class DriverCollector(Collector):
             yield READER_RESTARTS(reason, value=restarts)
         yield READER_STUCK(value=nvml.stuck())
         yield IN_FLIGHT(value=nvml.in_flight_seconds(now))
+
+    def _count(self) -> int | None:
+        with self.guard("PCI bus"), suppress(Absent):  # a machine without PCI is none that fails
+            return count_gpus(self.host.root)
+        return None

@@ -105,6 +105,7 @@ def forget(state: State, device: str) -> bool:
     if _without(data, device) == data:
         return False
     state.update(STATE_NAME, lambda current: _without(current, device))
+    state.flush()
     if not state.writable:
         raise ConfigError(f"cannot forget {device}: {state.reason}")
     return True

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import ClassVar, Protocol, TypeVar
 
 from gpuhost_exporter.collector import Collector
-from gpuhost_exporter.errors import Gone, Lost, NeedsReset, SourceError
+from gpuhost_exporter.errors import Denied, Gone, Lost, NeedsReset, SourceError
 from gpuhost_exporter.host import Host
 from gpuhost_exporter.sources.nvml.readings import Gpu
 from gpuhost_exporter.specs import Sample, Spec, counter, gauge, info
@@ -49,7 +49,7 @@ class NvmlCollector(Collector):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self._failing: frozenset[str] = frozenset()
+        self._failing: frozenset[tuple[str, str]] = frozenset()  # call and kind
         self._away: dict[str, str] = {}
 
     def ask(self) -> tuple[object, ...]:
@@ -68,9 +68,11 @@ class NvmlCollector(Collector):
                 away[name] = fault.kind
                 continue
             call = f"{name} {fault.call}"
-            failing.add(call)
+            failing.add((call, fault.kind))
+            if fault.kind == Denied.kind and (call, fault.kind) in self._failing:
+                continue  # told at each poll, asked for now and then
             self.fault(call, _ERRORS.get(fault.kind, SourceError)(f"{fault.message} ({fault.code})"))
-        for call in self._failing - failing:
+        for call in {call for call, _ in self._failing} - {call for call, _ in failing}:
             self.recovered(call)
         self._failing = frozenset(failing)
         self._away = away

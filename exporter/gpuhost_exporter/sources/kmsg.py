@@ -225,7 +225,8 @@ class KernelLog:
     def cursor(self, state: State) -> Cursor | None:
         """Where a reader that is started now goes on: after what was put, else after what was ever counted."""
         with self._lock:
-            return self._cursor or _saved_cursor(state.load(STATE_NAME))
+            cursor = self._cursor
+        return cursor or _saved_cursor(state.load(STATE_NAME))
 
     def put(self, events: tuple[Logged, ...]) -> None:
         """What the reader found; an empty answer says that it can read."""
@@ -257,7 +258,7 @@ class KernelLog:
 
 def save_cursor(state: State, cursor: Cursor) -> None:
     """Everything up to this event is counted: the next start goes on after it."""
-    state.update(STATE_NAME, lambda _: {"boot_id": cursor[0], "sequence": cursor[1]})
+    state.replace(STATE_NAME, {"boot_id": cursor[0], "sequence": cursor[1]})
 
 
 def _saved_cursor(data: Mapping[str, object]) -> Cursor | None:

@@ -1,6 +1,10 @@
-"""A PCI device's place and link, from sysfs. No privilege needed.
+"""PCI devices in sysfs: how many NVIDIA GPUs there are, and a device's place and link. No privilege needed.
 
     /sys/bus/pci/devices/0000:18:00.0 -> ../../../devices/pci0000:15/0000:15:01.0/0000:18:00.0
+        vendor               0x10de             (NVIDIA)
+        class                0x030200           (display controller: 0x0300xx VGA, 0x0302xx 3D)
+        driver -> ../../../../../bus/pci/drivers/nvidia     (no such link while none is bound)
+        physfn -> ../0000:18:00.0               (of a virtual function: the device that it is a part of)
         current_link_speed   32.0 GT/s PCIe     (kernels before 5.7: 32 GT/s; Unknown when the link is down)
         current_link_width   16                 (63 once the device no longer answers)
         max_link_speed, max_link_width          what this end could do
@@ -27,6 +31,9 @@ _WIDTHS = frozenset({1, 2, 4, 8, 12, 16, 32})
 
 _SPEED = re.compile(r"(\d{1,3}(?:\.\d{1,3})?) GT/s(?: PCIe)?\Z")
 _BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\Z")
+_NVIDIA = 0x10DE
+_GPU_CLASSES = frozenset({0x0300, 0x0302})
+_FOR_GUESTS = frozenset({"vfio-pci", "pci-stub"})  # keep a device for a virtual machine
 _SEVERITIES = (
     ("correctable", "aer_dev_correctable", "TOTAL_ERR_COR"),
     ("nonfatal", "aer_dev_nonfatal", "TOTAL_ERR_NONFATAL"),
@@ -78,6 +85,15 @@ def read_device(root: Root, bdf: str) -> PciDevice:
     )
 
 
+def count_gpus(root: Root) -> int:
+    """NVIDIA GPUs on the bus that are this host's to use: neither kept for a virtual machine nor a part of another.
+
+    Raises Absent where the host shows no PCI bus. Touches no device: the kernel keeps what these files say.
+    """
+    devices = f"{root.sys}/bus/pci/devices"
+    return sum(_is_gpu(f"{devices}/{bdf}") for bdf in names(devices))
+
+
 def bytes_per_second(generation: int, width: int) -> float | None:
     """What a link carries in one direction before protocol overhead; None for a generation not known here."""
     coding = _CODING.get(generation)
@@ -101,6 +117,17 @@ def parse_aer_total(text: str, total: str) -> int:
     if match is None:
         raise Malformed(f"expected a line '{total} NUMBER', got {text[:40]!r}")
     return int(match[1])
+
+
+def _is_gpu(folder: str) -> bool:
+    if (
+        optional_number(f"{folder}/vendor") != _NVIDIA
+        or (optional_number(f"{folder}/class") or 0) >> 8 not in _GPU_CLASSES
+    ):
+        return False
+    return os.path.basename(link_target(f"{folder}/driver")) not in _FOR_GUESTS and not os.path.lexists(
+        f"{folder}/physfn"
+    )
 
 
 def _read_link(folder: str) -> PciLink:

@@ -3,6 +3,7 @@
     /var/lib/gpuhost-exporter/inventory.json    {"version": 1, "data": {...}}
     /var/lib/gpuhost-exporter/.lock             held while a file is read, changed and replaced
 
+All of it is read and written by one thread of its own, so that a disk that does not answer holds up nobody else.
 A file is replaced whole. What cannot be written is kept in memory and written once it can be; what cannot be
 understood is moved aside as NAME.corrupt. Neither stops the exporter, and each is logged once.
 """
@@ -22,13 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpuhost_exporter.errors import Absent, Malformed, SourceError, Transient
+from gpuhost_exporter.errors import Absent, Hung, Malformed, SourceError, Transient
 from gpuhost_exporter.sources.files import read_text, source_error
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
+PATIENCE = 2.0  # seconds that a disk may take before it counts as hung
 Data = dict[str, Any]
+Change = Callable[[Data], Data]
 _Stamp = tuple[int, int, int]  # inode, size, nanoseconds of the last change
 _LOCK_TRIES = 50
 _LOCK_PAUSE = 0.02
@@ -36,9 +39,12 @@ _LOCK_PAUSE = 0.02
 
 @dataclass(slots=True)
 class _Subject:
+    """What the file held when it was last read or written, and what is yet to be done to it."""
+
     data: Data
+    read: bool = False
     stamp: _Stamp | None = None
-    unwritten: bool = False
+    changes: tuple[Change, ...] = ()
 
 
 class State:
@@ -46,9 +52,15 @@ class State:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._lock = threading.Lock()
+        self._turn = threading.Condition()  # guards what follows; never held while the disk is waited for
         self._subjects: dict[str, _Subject] = {}
         self._reason = ""
+        self._asked = 0  # rounds of the thread, asked for and done
+        self._done = 0
+        self._writing = False  # whether the next round shall write, or only read
+        self._began: float | None = None  # of the round under way
+        self._closed = False
+        self._thread: threading.Thread | None = None
 
     @property
     def writable(self) -> bool:
@@ -59,24 +71,28 @@ class State:
         return self._reason
 
     def load(self, name: str) -> Data:
-        """The subject's data, empty where there is none; read anew when another process has changed it."""
-        with self._lock:
-            return copy.deepcopy(self._current(name).data)
+        """The subject's data, empty where there is none, with every update made here.
 
-    def update(self, name: str, change: Callable[[Data], Data]) -> Data:
-        """Replace the data by what `change` makes of them, as one step for every process that does so."""
-        with self._lock:
-            changed = False
-            try:
-                with self._exclusive():
-                    subject = self._change(name, change)
-                    changed = True
-                    self._write(name, subject)
-            except SourceError as error:
-                self._unwritable(error)
-                if not changed:
-                    subject = self._change(name, change)
-            return copy.deepcopy(subject.data)
+        What another process changes shows after the next `retry`. Only a subject that was never read is waited for,
+        and not for long: on a disk that does not answer it is empty until it has been read.
+        """
+        with self._turn:
+            subject = self._subjects.setdefault(name, _Subject({}))
+            if not subject.read and not self._hangs():
+                self._await(self._ask())
+            return _changed(subject.data, subject.changes)
+
+    def update(self, name: str, change: Change) -> Data:
+        """Replace the data by what `change` makes of them. Returns at once: the file is changed in the background,
+        as one step for every process that does so, by applying `change` to what it holds then."""
+        with self._turn:
+            subject = self._subjects.setdefault(name, _Subject({}))
+            return self._add(subject, (*subject.changes, change))
+
+    def replace(self, name: str, data: Data) -> None:
+        """Put these data in the place of whatever there is. Returns at once."""
+        with self._turn:
+            self._add(self._subjects.setdefault(name, _Subject({})), (lambda _: data,))
 
     def keep_newest(self, prefix: str, count: int) -> None:
         """Remove the subjects of that prefix but the last so many by name; of those only the last stays in memory."""
@@ -102,41 +118,129 @@ class State:
         )
 
     def retry(self) -> None:
-        """Write what could not be written before, and find out whether the folder takes files."""
-        with self._lock:
+        """Have what is unwritten written, what other processes changed read, and find out whether the folder takes
+        files and the disk answers. Returns at once."""
+        with self._turn:
+            self._ask(writing=True)
+            if self._hangs():
+                self._unwritable(self._hung())
+
+    def flush(self) -> None:
+        """Wait until everything is written or has failed to be, for as long as a disk may take; `reason` tells."""
+        with self._turn:
+            if not self._await(self._ask(writing=True)):
+                self._unwritable(self._hung())
+
+    def close(self) -> None:
+        """Write what is unwritten, if the disk takes it soon, and end the thread."""
+        with self._turn:
+            unwritten = any(subject.changes for subject in self._subjects.values())
+        if unwritten:
+            self.flush()
+        with self._turn:
+            self._closed = True
+            self._turn.notify_all()
+
+    def _add(self, subject: _Subject, changes: tuple[Change, ...]) -> Data:
+        data = _changed(subject.data, changes)
+        subject.changes = changes
+        self._ask(writing=True)
+        return data
+
+    def _ask(self, *, writing: bool = False) -> int:
+        """Have the thread go round once more. Returns the number of that round."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="state", daemon=True)
+            self._thread.start()
+        self._asked += 1
+        self._writing |= writing
+        self._turn.notify_all()
+        return self._asked
+
+    def _await(self, asked: int) -> bool:
+        return self._turn.wait_for(lambda: self._done >= asked, PATIENCE)
+
+    def _hangs(self) -> bool:
+        return self._began is not None and time.monotonic() - self._began > PATIENCE
+
+    def _hung(self) -> Hung:
+        return Hung(f"{self._folder}: the disk does not answer")
+
+    def _run(self) -> None:
+        while True:
+            with self._turn:
+                self._turn.wait_for(lambda: self._closed or self._asked > self._done)
+                if self._closed:
+                    return
+                asked, writing = self._asked, self._writing
+                self._writing = False
+                self._began = time.monotonic()
+                names = tuple(self._subjects)
+            failed = self._round(names, writing)
+            with self._turn:
+                if failed:
+                    self._unwritable(failed)
+                elif writing:
+                    self._written()
+                self._done, self._began = asked, None
+                self._turn.notify_all()
+
+    def _round(self, names: tuple[str, ...], writing: bool) -> SourceError | None:
+        """Read every subject, write those that are to be; one that fails costs itself. Returns what went wrong."""
+        failed = None
+        for name in names:
             try:
-                with self._exclusive():
-                    for name, subject in self._subjects.items():
-                        if subject.unwritten:
-                            self._write(name, subject)
+                self._read(name)
             except SourceError as error:
-                self._unwritable(error)
-            else:
-                self._written()
+                failed = error
+        if not writing:
+            return failed
+        try:
+            with self._exclusive():
+                for name in names:
+                    try:
+                        self._write(name)
+                    except SourceError as error:
+                        failed = error
+        except SourceError as error:
+            return error
+        return failed
 
-    def _change(self, name: str, change: Callable[[Data], Data]) -> _Subject:
-        subject = self._current(name)
-        subject.data = change(copy.deepcopy(subject.data))
-        subject.unwritten = True
-        return subject
-
-    def _current(self, name: str) -> _Subject:
-        subject = self._subjects.setdefault(name, _Subject({}))
-        if subject.unwritten:
-            return subject
-        path = self._path(name)
+    def _read(self, name: str) -> None:
+        """Read the file, if it is another than the one that was read or written last."""
+        subject, path = self._subjects[name], self._path(name)
         try:
             stamp = _stamp(path)
-            if stamp != subject.stamp:
-                subject.data, subject.stamp = parse(read_text(path), path), stamp
-        except Malformed as error:
-            subject.data, subject.stamp = {}, None
-            self._move_aside(path, error)
+            data = subject.data if stamp == subject.stamp else parse(read_text(path), path)
         except Absent:
-            subject.data, subject.stamp = {}, None
-        except SourceError as error:
-            self._unwritable(error)
-        return subject
+            self._hold(subject, {}, None)
+        except Malformed as error:
+            self._hold(subject, {}, None)
+            self._move_aside(path, error)
+        else:
+            self._hold(subject, data, stamp)
+
+    def _hold(self, subject: _Subject, data: Data, stamp: _Stamp | None) -> None:
+        with self._turn:
+            subject.data, subject.stamp, subject.read = data, stamp, True
+
+    def _write(self, name: str) -> None:
+        subject, path = self._subjects[name], self._path(name)
+        if not subject.changes:
+            return
+        self._read(name)  # anew: the lock is held now
+        with self._turn:
+            changes = subject.changes
+            data = _changed(subject.data, changes)
+        block = json.dumps({"version": VERSION, "data": data}, indent=1, sort_keys=True).encode()
+        try:
+            _replace(path, block)
+        except OSError as error:
+            raise source_error(path, error) from error
+        stamp = _stamp(path)
+        with self._turn:
+            subject.data, subject.stamp = data, stamp
+            subject.changes = tuple(change for change in subject.changes if change not in changes)
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -162,36 +266,33 @@ class State:
         finally:
             os.close(descriptor)
 
-    def _write(self, name: str, subject: _Subject) -> None:
-        path = self._path(name)
-        block = json.dumps({"version": VERSION, "data": subject.data}, indent=1, sort_keys=True).encode()
-        try:
-            _replace(path, block)
-        except OSError as error:
-            raise source_error(path, error) from error
-        subject.unwritten, subject.stamp = False, _stamp(path)
-        self._written()
-
     def _move_aside(self, path: str, error: Malformed) -> None:
         try:
             Path(path).replace(f"{path}.corrupt")
         except OSError as failure:
-            self._unwritable(source_error(path, failure))
-        else:
-            log.warning("%s; moved aside as %s.corrupt, starting anew", error, path)
+            raise source_error(path, failure) from failure
+        log.warning("%s; moved aside as %s.corrupt, starting anew", error, path)
 
     def _unwritable(self, error: SourceError) -> None:
-        if self._reason != str(error):
+        before, self._reason = self._reason, str(error)
+        if before != self._reason:
             log.warning("state is kept in memory only: %s", error)
-            self._reason = str(error)
 
     def _written(self) -> None:
-        if self._reason:
+        before, self._reason = self._reason, ""
+        if before:
             log.info("state is written to %s again", self._folder)
-            self._reason = ""
 
     def _path(self, name: str) -> str:
         return f"{self._folder}/{name}.json"
+
+
+def _changed(data: Data, changes: tuple[Change, ...]) -> Data:
+    """A copy of the data with the changes made."""
+    data = copy.deepcopy(data)
+    for change in changes:
+        data = change(data)
+    return copy.deepcopy(data)
 
 
 def parse(text: str, path: str) -> Data:

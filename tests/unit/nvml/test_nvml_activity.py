@@ -152,9 +152,9 @@ def test_what_is_refused_is_not_asked_each_second(nv, reader, clock):
         nv.gpus[0].answers[call] = pynvml.NVMLError(3)
         nv.gpus[1].answers[call] = pynvml.NVMLError(4)
     nv.gpus[0].fields.pop((197, 0))
-    kinds = [fault.kind for _ in range(20) for fault in read(reader, clock).faults]
+    told = [[(fault.uuid, fault.kind, fault.code) for fault in read(reader, clock).faults] for _ in range(20)]
     assert nv.called["nvmlDeviceGetPowerUsage"] == nv.called["nvmlGpmSampleGet"] == 2
-    assert kinds == ["denied"] * 3
+    assert told == [[("GPU-1", "denied", 4)] * 3] * 20, "a privilege that is missing is missing until it is there"
     asked = [arguments[1] for name, arguments in nv.log if name == "nvmlDeviceGetFieldValues"]
     assert [(197, 0) in wanted for wanted in asked[:2]] == [True, True]
     assert [(197, 0) in wanted for wanted in asked[2::2]] == [False] * 19
@@ -291,6 +291,18 @@ def test_processes_that_are_not_told_are_not_told_to_be_none(nv, warm, clock, co
     nv.gpus[0].answers["nvmlDeviceGetComputeRunningProcesses_v2"] = pynvml.NVMLError(code)
     clock.seconds += 5
     assert first(read(warm, clock)).processes is None
+
+
+@pytest.mark.parametrize("field", [None, (82, 0)], ids=["a call", "a field"])
+def test_what_an_idle_gpu_was_denied_when_it_was_read_is_denied_as_long_as_that_reading_is_told(nv, idle, clock, field):
+    if field:
+        nv.gpus[0].fields[field] = pynvml.NVMLError(4)
+    else:
+        nv.gpus[0].answers["nvmlDeviceGetPowerUsage"] = pynvml.NVMLError(4)
+    read(idle, clock, 15)
+    call = "nvmlDeviceGetFieldValues" if field else "nvmlDeviceGetPowerUsage"
+    told = [[(fault.uuid, fault.call, fault.kind) for fault in read(idle, clock).faults] for _ in range(20)]
+    assert told == [[("GPU-0", call, "denied")]] * 20
 
 
 # GPM

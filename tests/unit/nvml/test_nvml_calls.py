@@ -90,14 +90,14 @@ def test_a_refusal_concerns_one_gpu_and_these_numbers(nv, calls, device):
     assert calls.ask(Device(1, "GPU-1", "GPU-1", nv.gpus[1]), "nvmlDeviceGetClockInfo", 1) == 1755
 
 
-def test_a_remembered_refusal_is_told_from_a_fresh_one(nv, calls, device):
+def test_a_remembered_refusal_keeps_its_number(nv, calls, device):
     fail_with(nv, 4)
     codes = []
     for _ in range(2):
         with pytest.raises(Denied) as caught:
             calls.ask(device, NAME)
         codes.append(code_of(caught.value))
-    assert codes == [4, 0]
+    assert codes == [4, 4]
 
 
 def test_a_changed_device_is_asked_anew(nv, calls, device):

@@ -203,6 +203,16 @@ def test_what_does_not_change_is_asked_once(nv, reader):
         assert nv.called[f"nvmlDeviceGetNvLink{call}"] == 2 * 18
 
 
+def test_what_was_denied_when_the_links_were_made_out_stays_denied(nv, reader, clock):
+    nv.gpus[0].answers["nvmlDeviceGetNvLinkRemotePciInfo"] = pynvml.NVMLError(4)
+    for _ in range(3):
+        clock.seconds += 5
+        faults = reader.read("links", frozenset()).faults
+        assert [(fault.uuid, fault.call, fault.code) for fault in faults] == [
+            ("GPU-0", "nvmlDeviceGetNvLinkRemotePciInfo", 4)
+        ]
+
+
 def test_the_links_are_counted_by_state_where_the_field_is_missing(nv, clock):
     del nv.gpus[0].fields[91, 0]
     nv.gpus[0].answers["nvmlDeviceGetNvLinkState"] = lambda link: 1 if link < 12 else pynvml.NVMLError(2)

@@ -15,7 +15,7 @@ from gpuhost_exporter.sources.nvml import fields, quantities
 from gpuhost_exporter.sources.nvml.calls import Calls
 from gpuhost_exporter.sources.nvml.gpm import LONGEST_SECONDS, SHORTEST_SECONDS, Comparison, Pair
 from gpuhost_exporter.sources.nvml.probe import LOST, Probe
-from gpuhost_exporter.sources.nvml.readings import Activity, Process
+from gpuhost_exporter.sources.nvml.readings import Activity, Fault, Process
 
 IDLE_SECONDS = 15.0
 IDLE_PROCESSES_SECONDS = 5.0
@@ -50,6 +50,7 @@ class _Gpu:
     def __init__(self) -> None:
         self.pair = Pair()
         self.last: Activity | None = None
+        self.denied: tuple[Fault, ...] = ()  # when last was read
         self.processes: tuple[Process, ...] | None = None  # None: not told
         self.processes_at = float("-inf")
 
@@ -69,6 +70,9 @@ class Activities:
                 if gpu.processes_at < now:
                     self._ask_processes(probe, gpu, now)
                 gpu.last = self._read(probe, gpu, self._clock.now())
+                gpu.denied = probe.denied()
+            else:
+                probe.still(gpu.denied)
         except LOST:
             gpu.last = None
             gpu.processes_at = float("-inf")

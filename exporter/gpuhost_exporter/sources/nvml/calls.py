@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpuhost_exporter.clock import Clock
 from gpuhost_exporter.errors import (
@@ -68,6 +68,12 @@ class Device:
     architecture: int | None = None  # NVML's number, once it was asked
 
 
+class _Refusal(NamedTuple):
+    kind: type[SourceError]
+    code: int  # NVML's number, 0 where the library was not asked
+    until: float
+
+
 def load() -> Any:
     """The real binding. Nothing else imports it: it costs 5 MiB that only the child should pay."""
     return importlib.import_module("pynvml")
@@ -93,7 +99,7 @@ class Calls:
         # Unhashable, and equal only to its own kind: never compared, only .value is looked at.
         self._error: type[Exception] = nv.NVMLError
         self._mismatch: type[Exception] = getattr(nv, "NVMLLibraryMismatchError", nv.NVMLError)
-        self._refused: dict[tuple[str, str, Hashable], tuple[type[SourceError], float]] = {}
+        self._refused: dict[tuple[str, str, Hashable], _Refusal] = {}
 
     def ask(self, device: Device, name: str, *numbers: int) -> Any:
         """A getter of one device, remembered as refused for these very numbers."""
@@ -118,17 +124,20 @@ class Calls:
         except (TypeError, ValueError) as error:  # the binding trips over memory "N/A" and undecodable strings
             raise Malformed(f"{name}: {error}") from error
 
-    def refuse(self, device: Device, name: str, about: Hashable, kind: type[SourceError]) -> None:
-        self._refused[device.key, name, about] = (kind, self._clock.now() + REMEMBERED_SECONDS)
+    def refuse(self, device: Device, name: str, about: Hashable, error: SourceError) -> None:
+        """Take this answer for good, for a while."""
+        until = self._clock.now() + REMEMBERED_SECONDS
+        self._refused[device.key, name, about] = _Refusal(type(error), code_of(error), until)
 
-    def refusal(self, device: Device, name: str, about: Hashable) -> type[SourceError] | None:
-        """What the device is known to answer, None where it must be asked."""
+    def refusal(self, device: Device, name: str, about: Hashable) -> SourceError | None:
+        """What the device is known to answer, with NVML's number as when it did; None where it must be asked."""
         known = self._refused.get((device.key, name, about))
         if known is None:
             return None
-        kind, until = known
-        if self._clock.now() < until:
-            return kind
+        if self._clock.now() < known.until:
+            error = known.kind(f"{name}: {known.kind.kind}, as it was")
+            error.__cause__ = self._error(known.code) if known.code else None
+            return error
         del self._refused[device.key, name, about]
         return None
 
@@ -138,13 +147,13 @@ class Calls:
             del self._refused[key]
 
     def _asked(self, device: Device, name: str, about: Hashable, arguments: tuple[Any, ...]) -> Any:
-        kind = self.refusal(device, name, about) if self._refused else None
-        if kind is not None:
-            raise kind(f"{name}: {kind.kind}, as it was")
+        known = self.refusal(device, name, about) if self._refused else None
+        if known is not None:
+            raise known
         try:
             return self.call(device.uuid, name, *arguments)
         except (Unsupported, Denied) as error:
-            self.refuse(device, name, about, type(error))
+            self.refuse(device, name, about, error)
             raise
 
     def _typed(self, name: str, error: Exception) -> SourceError:

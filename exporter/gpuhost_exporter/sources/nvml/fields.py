@@ -86,7 +86,14 @@ def link_byte_fields(probe: Probe, scope: int) -> tuple[Field, ...]:
 
 def read(probe: Probe, wanted: Sequence[Field]) -> Told:
     """The fields that this GPU tells; those it refuses are not asked again for a while."""
-    return Told(probe, _read(probe, [field for field in wanted if not probe.refused(_CALL, field)]))
+    asked = []
+    for field in wanted:
+        refusal = probe.refusal(_CALL, field)
+        if refusal is None:
+            asked.append(field)
+        else:
+            probe.failed(_CALL, refusal)
+    return Told(probe, _read(probe, asked))
 
 
 def _read(probe: Probe, fields: list[Field]) -> Mapping[Field, object]:
@@ -97,8 +104,7 @@ def _read(probe: Probe, fields: list[Field]) -> Mapping[Field, object]:
     except (Unsupported, Denied) as error:
         if len(fields) > 1:  # find the one that the driver stumbles over; it is not asked again
             return {field: value for field in fields for value in _read(probe, [field]).values()}
-        probe.calls.refuse(probe.device, _CALL, fields[0], type(error))
-        probe.failed(_CALL, error)
+        _refused(probe, fields[0], error)
         return {}
     except SourceError as error:
         probe.failed(_CALL, error)
@@ -115,11 +121,17 @@ def _read(probe: Probe, fields: list[Field]) -> Mapping[Field, object]:
 
 
 def _failed(probe: Probe, field: Field, code: int) -> None:
-    kind = kind_of(code)
-    if kind in (Unsupported, Denied):
-        probe.calls.refuse(probe.device, _CALL, field, kind)
     name = f"field {field[0]}"
     cause = probe.calls.nv.NVMLError(code)
-    error = kind(f"{name}: {cause}")
+    error = kind_of(code)(f"{name}: {cause}")
     error.__cause__ = cause
-    probe.failed(name, error)
+    if isinstance(error, (Unsupported, Denied)):
+        _refused(probe, field, error)
+    else:
+        probe.failed(name, error)
+
+
+def _refused(probe: Probe, field: Field, error: SourceError) -> None:
+    """Not to be asked again. A privilege that is missing is one fault, however many fields want it."""
+    probe.calls.refuse(probe.device, _CALL, field, error)
+    probe.failed(_CALL, error)

@@ -103,8 +103,9 @@ class Pair:
         if self._new is None:
             support = probe.calls.ask(probe.device, _QUERY)
             if not SWITCH.whole(support.isSupportedDevice):
-                probe.calls.refuse(probe.device, _QUERY, (), Unsupported)
-                raise Unsupported(f"{_QUERY}: not supported")
+                unsupported = Unsupported(f"{_QUERY}: not supported")
+                probe.calls.refuse(probe.device, _QUERY, (), unsupported)
+                raise unsupported
             self._old = self._old or probe.calls.call(probe.device.uuid, "nvmlGpmSampleAlloc")
             self._new = probe.calls.call(probe.device.uuid, "nvmlGpmSampleAlloc")
         take(self._new)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from gpuhost_exporter.clock import Clock
 from gpuhost_exporter.sources.nvml import fields, quantities
 from gpuhost_exporter.sources.nvml.probe import LOST, Probe
-from gpuhost_exporter.sources.nvml.readings import Link, Links
+from gpuhost_exporter.sources.nvml.readings import Fault, Link, Links
 
 # An enumeration: 4 is NVLink 3.0, not 4.
 _VERSIONS = {1: "1.0", 2: "2.0", 3: "2.2", 4: "3.0", 5: "3.1", 6: "4.0", 7: "5.0", 8: "6.0"}
@@ -54,7 +54,7 @@ class LinkReader:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._counts: dict[str, int | None] = {}
-        self._static: dict[str, dict[int, Link]] = {}
+        self._static: dict[str, tuple[dict[int, Link], tuple[Fault, ...]]] = {}
         self._active: dict[str, tuple[int, ...]] = {}
 
     def read(self, probe: Probe) -> Iterator[Links]:
@@ -87,9 +87,13 @@ class LinkReader:
             self._static.pop(uuid, None)
             probe.calls.forget(probe.device)
         self._active[uuid] = active
-        static = self._static.get(uuid)
-        if static is None:
-            static = self._static[uuid] = {link: _static(probe, link, active) for link in states}
+        if uuid not in self._static:
+            asking = Probe(probe.calls, probe.device)
+            links = {link: _static(asking, link, active) for link in states}
+            probe.still(asking.faults)
+            self._static[uuid] = links, asking.denied()
+        static, denied = self._static[uuid]
+        probe.still(denied)
         told = fields.read(probe, [field for link in active for field in _counters(probe, link)])
         for link, state in states.items():
             if state is None:

@@ -129,14 +129,28 @@ class Probe:
         """Blackwell or newer: NVLink 5, which counts by other means."""
         return (self.architecture() or 0) >= _BLACKWELL
 
+    def refusal(self, name: str, about: Hashable) -> SourceError | None:
+        return self.calls.refusal(self.device, name, about)
+
     def refused(self, name: str, about: Hashable) -> bool:
-        return self.calls.refusal(self.device, name, about) is not None
+        return self.refusal(name, about) is not None
 
     def failed(self, name: str, error: SourceError) -> None:
         """Note a failure, unless it is only that the device does not have it. Raises what costs the whole GPU."""
         if isinstance(error, LOST):
             raise error
-        if isinstance(error, (Unsupported, Absent)) or (isinstance(error, Denied) and not code_of(error)):
+        if isinstance(error, (Unsupported, Absent)):
             return
-        fault = fault_of(self.device.uuid, name, error)
-        self._faults.setdefault((name, fault.kind, fault.code), fault)
+        self._note(fault_of(self.device.uuid, name, error))
+
+    def denied(self) -> tuple[Fault, ...]:
+        """What is missing for want of a privilege: as long as values read now are used, it is."""
+        return tuple(fault for fault in self.faults if fault.kind == Denied.kind)
+
+    def still(self, faults: Iterable[Fault]) -> None:
+        """Note again what was found when a value was read that is now used once more."""
+        for fault in faults:
+            self._note(fault)
+
+    def _note(self, fault: Fault) -> None:
+        self._faults.setdefault((fault.call, fault.kind, fault.code), fault)
