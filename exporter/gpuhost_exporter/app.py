@@ -122,6 +122,7 @@ class App:
             self._privileged.stop()
         if hasattr(self, "runner"):
             self.runner.stop()
+            self.host.state.close()
         self.launcher.close()
         if self._simulation:
             shutil.rmtree(self._simulation.temporary, ignore_errors=True)

@@ -23,6 +23,7 @@ def book(folder, wall, account, seconds, index=3, price=3.0):
     collected = hours.Hours(state)
     collected.add(wall, f"GPU-{index}", account, seconds)
     collected.save(wall, (gpu(index),), {f"GPU-{index}": price})
+    state.flush()
     return state
 
 

@@ -54,6 +54,7 @@ class State:
         self._folder = folder
         self._turn = threading.Condition()  # guards what follows; never held while the disk is waited for
         self._subjects: dict[str, _Subject] = {}
+        self._newest: dict[str, int] = {}  # prefix -> subjects of it to keep
         self._reason = ""
         self._asked = 0  # rounds of the thread, asked for and done
         self._done = 0
@@ -95,27 +96,20 @@ class State:
             self._add(self._subjects.setdefault(name, _Subject({})), (lambda _: data,))
 
     def keep_newest(self, prefix: str, count: int) -> None:
-        """Remove the subjects of that prefix but the last so many by name; of those only the last stays in memory."""
-        with self._lock:
-            names = self.names(prefix)
-            for name in names[:-1]:
-                if name in self._subjects and not self._subjects[name].unwritten:
-                    del self._subjects[name]
-            try:
-                for name in names[:-count]:
-                    Path(self._path(name)).unlink(missing_ok=True)
-            except OSError as error:
-                self._unwritable(source_error(self._folder, error))
+        """Have the subjects of that prefix but the last so many by name removed, and only the last kept in memory."""
+        with self._turn:
+            self._newest[prefix] = count
+            self._ask(writing=True)
 
     def names(self, prefix: str) -> tuple[str, ...]:
-        """The subjects of that prefix on disk."""
+        """The subjects of that prefix, on disk or on their way there."""
+        with self._turn:
+            found = {name for name, subject in self._subjects.items() if subject.changes}
         try:
-            files = os.listdir(self._folder)
+            found |= {file.removesuffix(".json") for file in os.listdir(self._folder) if file.endswith(".json")}
         except OSError:
-            return ()
-        return tuple(
-            sorted(file.removesuffix(".json") for file in files if file.startswith(prefix) and file.endswith(".json"))
-        )
+            pass  # nothing there yet, or nothing to be had: what can be written says why
+        return tuple(sorted(name for name in found if name.startswith(prefix)))
 
     def retry(self) -> None:
         """Have what is unwritten written, what other processes changed read, and find out whether the folder takes
@@ -202,9 +196,25 @@ class State:
                         self._write(name)
                     except SourceError as error:
                         failed = error
+                self._remove_old()
         except SourceError as error:
             return error
         return failed
+
+    def _remove_old(self) -> None:
+        with self._turn:
+            newest, self._newest = self._newest, {}
+        for prefix, count in newest.items():
+            names = self.names(prefix)
+            with self._turn:
+                for name in names[:-1]:
+                    if name in self._subjects and not self._subjects[name].changes:
+                        del self._subjects[name]
+            try:
+                for name in names[:-count]:
+                    Path(self._path(name)).unlink(missing_ok=True)
+            except OSError as error:
+                raise source_error(self._folder, error) from error
 
     def _read(self, name: str) -> None:
         """Read the file, if it is another than the one that was read or written last."""
