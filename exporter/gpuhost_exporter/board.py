@@ -17,14 +17,17 @@ class Listed:
 
 
 class Board:
-    """Each post replaces the subject's last; a reader sees a whole reading or the one before it."""
+    """Each post replaces the subject's last; a reader sees a whole reading or the one before it, until it is too old.
+
+    A collector posts by Collector.post, so that its readings last as long as what it publishes.
+    """
 
     def __init__(self) -> None:
-        self._last: dict[str, object] = {}
+        self._last: dict[str, tuple[float, object]] = {}
 
-    def post(self, subject: str, reading: object) -> None:
-        self._last[subject] = reading
+    def post(self, subject: str, reading: object, until: float) -> None:
+        self._last[subject] = until, reading
 
-    def last(self, subject: str, kind: type[T]) -> T | None:
-        reading = self._last.get(subject)
-        return reading if isinstance(reading, kind) else None
+    def last(self, subject: str, kind: type[T], now: float) -> T | None:
+        until, reading = self._last.get(subject, (now, None))
+        return reading if now <= until and isinstance(reading, kind) else None
