@@ -19,20 +19,22 @@ class Listed:
 
 
 class Board:
-    """Each post replaces the subject's last; a reader sees a whole reading or the one before it."""
+    """Each post replaces the subject's last; a reader sees a whole reading or the one before it, until it is too old.
+
+    A collector posts by Collector.post, so that its readings last as long as what it publishes.
+    """
 
     def __init__(self) -> None:
-        self._posted: dict[str, deque[object]] = {}
+        self._posted: dict[str, deque[tuple[float, object]]] = {}
 
-    def post(self, subject: str, reading: object) -> None:
-        self._posted.setdefault(subject, deque(maxlen=_KEPT)).append(reading)
+    def post(self, subject: str, reading: object, until: float) -> None:
+        self._posted.setdefault(subject, deque(maxlen=_KEPT)).append((until, reading))
 
-    def last(self, subject: str, kind: type[T]) -> T | None:
-        posted = self._posted.get(subject)
-        reading = posted[-1] if posted else None
-        return reading if isinstance(reading, kind) else None
+    def last(self, subject: str, kind: type[T], now: float) -> T | None:
+        found = self.recent(subject, kind, now)
+        return found[-1] if found else None
 
-    def recent(self, subject: str, kind: type[T]) -> tuple[T, ...]:
+    def recent(self, subject: str, kind: type[T], now: float) -> tuple[T, ...]:
         """The last few, oldest first: for who must miss none though the ticks of two threads cross."""
         posted = tuple(self._posted.get(subject, ()))
-        return tuple(reading for reading in posted if isinstance(reading, kind))
+        return tuple(reading for until, reading in posted if now <= until and isinstance(reading, kind))

@@ -18,6 +18,11 @@ from gpuhost_exporter.specs import Sample, Spec
 log = logging.getLogger(__name__)
 
 
+def lifetime(interval: float) -> float:
+    """Seconds after which what was read at this interval is withdrawn."""
+    return max(3 * interval, 30.0)
+
+
 class Collector:
     """One subject.
 
@@ -46,6 +51,12 @@ class Collector:
     def remarks(self) -> tuple[str, ...]:
         """What is missing or failing within the subject, a line each, for doctor and the status page."""
         return tuple(f"{device}: {kind}" for device, kind in sorted(dict(self._faults).items()))
+
+    def post(self, subject: str, reading: object) -> None:
+        """Put a reading on the board, to last as long as a snapshot of this collector does."""
+        chosen = self.host.settings.collectors.get(self.name)
+        interval = (chosen.interval if chosen else None) or self.interval
+        self.host.board.post(subject, reading, self.host.clock.now() + lifetime(interval))
 
     @contextmanager
     def guard(self, device: str) -> Iterator[None]:

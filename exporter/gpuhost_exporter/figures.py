@@ -46,6 +46,11 @@ def seconds(value: float | None) -> str:
     return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
 
 
+def ago(age: float | None) -> str:
+    """How long ago something was last read; None is never."""
+    return "never" if age is None else f"{seconds(age)} ago"
+
+
 def of(value: str, whole: str) -> str:
     """850 GB/s of 900 GB/s, with the unit said once."""
     number, _, unit = value.partition(" ")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from gpuhost_exporter import figures
+from gpuhost_exporter import advice, figures
 from gpuhost_exporter.collectors import (
     driver,
     fabric,
@@ -37,10 +37,8 @@ _BUSY_RATIO = 0.5
 _HOT_DRIVE_CELSIUS = 70.0
 _NOT_HERE = frozenset({"absent", "unsupported", "unavailable"})
 
-_RESET = "Drain the host, then reset the GPU: nvidia-smi --gpu-reset -i INDEX."
-_POWER_CYCLE = "Drain the host and power-cycle it; if the GPU does not come back, have it exchanged."
-_EXCHANGE = "Drain the host and have the GPU exchanged."
 _FABRIC = "Look at the fabric manager: systemctl status nvidia-fabricmanager, and at SXid lines in the kernel log."
+_NVSWITCH = "Drain the host and reboot it: GPUs and NVSwitches need a reset together. The kernel log names the link."
 
 _DRIVER: dict[str, tuple[Severity, str, str]] = {
     "no_library": ("critical", "NVIDIA's library is not installed", "Install the driver."),
@@ -54,19 +52,17 @@ _DRIVER: dict[str, tuple[Severity, str, str]] = {
     "crashed": ("warning", "NVIDIA's library crashed its reader", "It is started again; if this repeats, reboot."),
     "error": ("warning", "the driver cannot be read", "The exporter's log says more."),
 }
-_GPU: dict[str, tuple[Severity, str, str]] = {
-    "lost": ("critical", "lost: it fell off the bus", _POWER_CYCLE),
-    "needs_reset": ("critical", "needs a reset", _RESET),
-    "hung": ("critical", "a call to it does not return", "Drain the host; reset the GPU or reboot."),
-    "missing": ("critical", "missing: it was here and is not listed any more", _POWER_CYCLE),
-    "unreadable": ("warning", "cannot be read", "gpuhost-exporter doctor and the log say why."),
+_WITHOUT_GPUS: dict[str, tuple[str, str]] = {
+    "no_library": ("no driver", "Install NVIDIA's driver and load it: modprobe nvidia."),
+    "no_driver": ("the driver is not loaded", "Load it: modprobe nvidia; dmesg says why it fails."),
+    "no_gpus": ("the driver takes none", "dmesg says why; then power-cycle the host."),
 }
-_RECOVERY: dict[str, str] = {
-    "gpu_reset": _RESET,
-    "node_reboot": "Drain the host and reboot it.",
-    "system_reboot": "Drain the host and reboot it.",
-    "drain_p2p": "End the jobs that use peer access, then reset the GPU.",
-    "drain_and_reset": _RESET,
+_GPU: dict[str, tuple[Severity, str]] = {
+    "lost": ("critical", "lost: it fell off the bus"),
+    "needs_reset": ("critical", "needs a reset"),
+    "hung": ("critical", "a call to it does not return"),
+    "missing": ("critical", "missing: it was here and is not listed any more"),
+    "unreadable": ("warning", "cannot be read"),
 }
 
 
@@ -89,9 +85,11 @@ class _GpuFinding:
     action: str
 
 
-def find(latest: Latest, moved: Latest) -> tuple[Finding, ...]:
-    """Gravest first. What several GPUs share is said once. `moved` holds the rates of counters."""
-    findings = [*_driver(latest), *_merged(_gpus(latest)), *_host(latest)]
+def find(latest: Latest, moved: Latest, now: float) -> tuple[Finding, ...]:
+    """Gravest first. What several GPUs share is said once. `moved` holds the rates of counters, `now` is the time in
+    seconds since the epoch.
+    """
+    findings = [*_driver(latest), *_merged(_gpus(latest, now)), *_host(latest)]
     findings += [*_storage(latest), *_demand(latest, moved), *_itself(latest)]
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
@@ -117,13 +115,15 @@ def _merged(findings: Iterable[_GpuFinding]) -> Iterator[Finding]:
 
 def _driver(latest: Latest) -> Iterator[Finding]:
     state = latest.state(driver.NVML_STATE)
-    expected = latest.value(inventory.GPUS_EXPECTED)
+    expected, on_bus = latest.value(inventory.GPUS_EXPECTED), latest.value(driver.GPUS_ON_BUS)
+    listed = len(latest.rows(driver.GPU_UP))
     if state in _DRIVER:
-        severity, message, action = _DRIVER[state]
-        if state in ("no_library", "no_gpus") and not expected:
-            yield Finding("info", "", "No GPU is expected on this host", "")
-        else:
-            yield Finding(severity, "Driver", message, action)
+        yield _without_gpus(state, on_bus, expected) or Finding(_DRIVER[state][0], "Driver", *_DRIVER[state][1:])
+    if state == "ok" and on_bus is not None and listed < on_bus:
+        message = f"takes {listed} of the {on_bus:.0f} NVIDIA GPUs on the PCI bus"
+        yield Finding(
+            "critical", "Driver", message, "dmesg says why it leaves the others. In a container: grant it all."
+        )
     in_flight = latest.value(driver.IN_FLIGHT)
     if state == "ok" and in_flight is not None and in_flight > _HANGS_SECONDS:
         message = f"no answer since {figures.seconds(in_flight)}"
@@ -132,12 +132,36 @@ def _driver(latest: Latest) -> Iterator[Finding]:
         yield Finding("critical", "Driver", *_DRIVER["stuck"][1:])
 
 
-def _gpus(latest: Latest) -> Iterator[_GpuFinding]:
+def _without_gpus(state: str, on_bus: float | None, expected: float | None) -> Finding | None:
+    """What the PCI bus says of a driver that tells no GPU; None where it cannot say more than the driver."""
+    if state not in _WITHOUT_GPUS:
+        return None
+    if on_bus:
+        without, action = _WITHOUT_GPUS[state]
+        return Finding("critical", "", f"{_number(on_bus, 'NVIDIA GPU')} on the PCI bus and {without}", action)
+    if not expected and (on_bus == 0 or state != "no_driver"):
+        return Finding("info", "", "No GPU is expected on this host", "")
+    if on_bus == 0:
+        return Finding("critical", "", f"No NVIDIA GPU on the PCI bus, {expected:.0f} expected", advice.POWER_CYCLE)
+    return None
+
+
+def _number(count: float, thing: str) -> str:
+    return f"{count:.0f} {thing}" + ("" if count == 1 else "s")
+
+
+def _gpus(latest: Latest, now: float) -> Iterator[_GpuFinding]:
+    xids = tuple(advice.seen_xids(latest, now))
     for index, uuid in latest.rows(driver.GPU_UP):
         state = latest.state(driver.GPU_STATE, index, uuid) or ""
+        asked = advice.for_gpu(latest, index, uuid, xids)
         if state in _GPU:
-            severity, message, action = _GPU[state]
-            yield _GpuFinding(index, severity, message, action.replace("INDEX", index))
+            action = asked or "gpuhost-exporter doctor and the log say why."
+            yield _GpuFinding(index, *_GPU[state], action)
+        recovery = latest.state(gpu_health.RECOVERY_ACTION, index, uuid)
+        if recovery not in (None, "none"):
+            message = f"the driver asks for a recovery: {recovery.replace('_', ' ')}"
+            yield _GpuFinding(index, "critical", message, asked)
         for severity, message, action in (
             *_memory(latest, index, uuid),
             *_links(latest, index, uuid),
@@ -145,28 +169,26 @@ def _gpus(latest: Latest) -> Iterator[_GpuFinding]:
             *_modes(latest, index, uuid),
         ):
             yield _GpuFinding(index, severity, message, action)
-    for index, uuid, code in latest.rows(xid.ERRORS):
-        count = latest.value(xid.ERRORS, index, uuid, code)
-        facts = latest.facts(xid.INFO, code)
-        if count and facts.get("severity") in ("critical", "warning"):
-            last = latest.value(xid.LAST, index, uuid, code)
-            at = time.strftime(", last %d %b %H:%M:%S UTC", time.gmtime(last)) if last else ""
-            message = f"XID {code}, {facts['meaning']}: {count:.0f} since the exporter started{at}"
-            yield _GpuFinding(index, "warning", message, "")
+    for seen in xids:
+        if seen.severity in ("critical", "warning"):
+            at = time.strftime("%d %b %H:%M:%S UTC", time.gmtime(seen.last))
+            often = "once" if seen.count == 1 else f"{seen.count:.0f} times since the exporter started, last"
+            message = f"XID {seen.code}, {seen.meaning or 'not in the catalogue'}: {often} {at}"
+            if seen.recent:
+                action = advice.for_gpu(latest, seen.index, seen.uuid, xids) or seen.action
+                yield _GpuFinding(seen.index, seen.severity, message, action)
+            else:
+                yield _GpuFinding(seen.index, "info", message, "")
 
 
 _Said = Iterator[tuple[Severity, str, str]]
 
 
 def _memory(latest: Latest, *labels: str) -> _Said:
-    action = latest.state(gpu_health.RECOVERY_ACTION, *labels)
-    if action not in (None, "none"):
-        message = f"the driver asks for a recovery: {action.replace('_', ' ')}"
-        yield "critical", message, _RECOVERY.get(action, "Drain the host and do so.").replace("INDEX", labels[0])
     if latest.value(gpu_health.REMAP_FAILED, *labels):
-        yield "critical", "a broken memory row could not be replaced", _EXCHANGE
+        yield "critical", "a broken memory row could not be replaced", advice.EXCHANGE
     if latest.value(gpu_health.SRAM_THRESHOLD, *labels):
-        yield "critical", "too many uncorrected SRAM errors", _EXCHANGE
+        yield "critical", "too many uncorrected SRAM errors", advice.EXCHANGE
     if latest.value(gpu_health.REMAP_BANKS, *labels, "none"):
         yield "warning", "memory banks without a spare row left", "Plan to have the GPU exchanged."
     if latest.value(gpu_health.REMAP_PENDING, *labels):
@@ -188,7 +210,7 @@ def _links(latest: Latest, *labels: str) -> _Said:
             figures.rate(latest.value(spec, *labels)) for spec in (nvlink.CAPACITY, targets.NVLINK_BANDWIDTH)
         )
         message = f"{active:.0f} of {expected:.0f} NVLinks active, {figures.of(capacity, full)}"
-        yield "critical", message, "Drain the host and reset the GPU; a link that stays down needs service."
+        yield "critical", message, advice.LINK
     if state in ("not_started", "in_progress") or status:
         reason = f"ended with NVML error {status:.0f}" if status else state.replace("_", " ") if state else ""
         yield "critical", f"no NVLink: registration with the fabric {reason}", _FABRIC
@@ -244,9 +266,9 @@ def _modes(latest: Latest, *labels: str) -> _Said:
 
 
 def _host(latest: Latest) -> Iterator[Finding]:
-    fatal = sum(value for (_, fatal), value in latest.rows(xid.SXID_ERRORS).items() if fatal == "true")
-    if fatal:
-        yield Finding("warning", "NVSwitch", f"{fatal:.0f} fatal SXid errors since the exporter started", _FABRIC)
+    for code, count in advice.seen_sxids(latest):
+        message = f"{_number(count, 'fatal SXid error')} {code} since the exporter started"
+        yield Finding("critical", "NVSwitch", message, _NVSWITCH)
     for kind, device in latest.rows(inventory.MISSING):
         if kind in ("drives", "arrays", "ports"):
             forget = f"If it is gone for good: gpuhost-exporter forget {device}."

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from gpuhost_exporter.clock import Clock
-from gpuhost_exporter.collector import Collector
+from gpuhost_exporter.collector import Collector, lifetime
 from gpuhost_exporter.errors import Hung, SourceError, Transient
 from gpuhost_exporter.specs import Sample, counter, gauge
 
@@ -26,8 +26,8 @@ UP = gauge(
 )
 AGE = gauge(
     "gpuhost_collector_age_seconds",
-    "Seconds since the collector last read its subject (since its start, while it never has). The exporter reads in"
-    " the background, so a scrape is this old.",
+    "Seconds since the collector last read its subject, absent while it never has. The exporter reads in the"
+    " background, so a scrape is this old.",
     "collector",
 )
 IN_FLIGHT = gauge(
@@ -57,11 +57,6 @@ class Snapshot:
     samples: tuple[Sample, ...]
 
 
-def lifetime(interval: float) -> float:
-    """Seconds after which a snapshot is withdrawn."""
-    return max(3 * interval, 30.0)
-
-
 class Task:
     """One collector's thread and its state. Single attributes are replaced whole; readers take no lock."""
 
@@ -71,6 +66,7 @@ class Task:
         self.snapshot: Snapshot | None = None
         self.in_flight: float | None = None
         self.read_at = clock.now()  # of the last success, else of the start
+        self.has_read = False
         self.duration: float | None = None
         self.succeeded = False
         self.polls = 0
@@ -126,6 +122,7 @@ class Task:
         else:
             self.snapshot = Snapshot(finished, samples)
             self.read_at = finished
+            self.has_read = True
             if self.failure:
                 log.info("%s: reads again", self.collector.name)
         self.failure, self.failure_kind = failure, kind
@@ -183,7 +180,8 @@ class Runner:
             name = task.collector.name
             started = task.in_flight
             yield UP(name, value=task.succeeded and task.fresh(now) is not None)
-            yield AGE(name, value=max(0.0, now - task.read_at))
+            if task.has_read:
+                yield AGE(name, value=max(0.0, now - task.read_at))
             yield IN_FLIGHT(name, value=0.0 if started is None else max(0.0, now - started))
             if task.duration is not None:
                 yield DURATION(name, value=task.duration)

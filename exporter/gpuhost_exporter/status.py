@@ -1,20 +1,24 @@
-"""The host at a glance, as the status page and `snapshot` show it: a pure function of the published samples.
+"""The host at a glance, as the status page and `snapshot` show it: a function of the published samples and the time.
 
 What is not told is None. Nothing here knows how it is shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gpuhost_exporter.advice import SeenXid, seen_xids
 from gpuhost_exporter.collectors import (
+    ALL,
     block,
     driver,
     gpu,
     gpu_health,
     machine,
+    mig,
     nvlink,
     nvme,
     raid,
@@ -23,12 +27,16 @@ from gpuhost_exporter.collectors import (
     targets,
     xid,
 )
+from gpuhost_exporter.collectors.per_gpu import NvmlCollector
 from gpuhost_exporter.demand import Demand, demand
 from gpuhost_exporter.exposition import BUILD, SIMULATED
 from gpuhost_exporter.findings import Finding, find
 from gpuhost_exporter.latest import Latest, Series
 from gpuhost_exporter.runner import AGE, ERRORS, IN_FLIGHT, UP
 from gpuhost_exporter.specs import Sample, Spec
+
+Verdict = Literal["good", "unknown", "info", "warning", "critical"]
+CollectorState = Literal["ok", "waiting", "not here", "denied", "failing"]
 
 # Counters whose rates build() takes.
 RATED: tuple[Spec, ...] = (
@@ -41,8 +49,17 @@ RATED: tuple[Spec, ...] = (
     storage.LIMITING,
 )
 
-Verdict = Literal["good", "unknown", "info", "warning", "critical"]
+_GRAVE = frozenset({"critical", "warning"})
 _NOT_HERE = frozenset({"absent", "unsupported", "unavailable"})
+# By gpuhost_nvml_state, what NVML's collectors are while they have nobody to ask; "failing" in any other state.
+_UNAVAILABLE: dict[str, CollectorState] = {
+    "no_library": "not here",
+    "no_driver": "not here",
+    "no_gpus": "not here",
+    "starting": "waiting",
+    "released": "waiting",
+}
+_NVML_COLLECTORS = frozenset(kind.name for kind in ALL if issubclass(kind, NvmlCollector))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +90,23 @@ class GpuRow:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceRow:
+    """A MIG instance. Ratios 0-1, bytes."""
+
+    gpu: str
+    gpu_instance: str
+    compute_instance: str
+    uuid: str
+    profile: str
+    utilization: float | None
+    sm_active: float | None
+    tensor: float | None
+    memory_bandwidth: float | None
+    memory_used: float | None
+    memory_total: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class ArrayRow:
     device: str
     level: str
@@ -83,6 +117,8 @@ class ArrayRow:
     progress: float | None
     read: float | None
     written: float | None
+    read_target: float | None  # what counts as good under demand
+    written_target: float | None
     size: float | None
     demand: Demand | None  # None while nobody asks it for more than it gives
 
@@ -117,10 +153,10 @@ class PortRow:
 @dataclass(frozen=True, slots=True)
 class CollectorRow:
     name: str
-    state: Literal["ok", "waiting", "not here", "denied", "failing"]
-    age: float | None
+    state: CollectorState
+    age: float | None  # None while it has never read
     in_flight: float | None
-    errors: tuple[tuple[str, float], ...]
+    errors: tuple[tuple[str, float], ...]  # none where what it reads is not here
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +167,7 @@ class Status:
     simulated: str  # HOST:SCENARIO, empty on a real host
     findings: tuple[Finding, ...]
     gpus: tuple[GpuRow, ...]
+    instances: tuple[InstanceRow, ...]
     arrays: tuple[ArrayRow, ...]
     drives: tuple[DriveRow, ...]
     ports: tuple[PortRow, ...]
@@ -141,12 +178,17 @@ class Status:
     version: str
 
 
-def build(samples: Iterable[Sample], rates: Mapping[Series, float] | None = None) -> Status:
-    """`rates`: what the counters of RATED do a second, from Rates.look(); without them rates are not told."""
+def build(samples: Iterable[Sample], rates: Mapping[Series, float] | None = None, now: float | None = None) -> Status:
+    """`rates`: what the counters of RATED do a second, from Rates.look(); without them rates are not told.
+
+    `now`: the samples' time in seconds since the epoch, the present where it is not given.
+    """
+    now = time.time() if now is None else now
     latest = Latest(samples)
     moved = Latest(Sample(spec, labels, value) for (spec, labels), value in (rates or {}).items())
-    findings = find(latest, moved)
-    gpus = tuple(sorted(_gpus(latest), key=lambda row: (not row.index.isdecimal(), row.index.zfill(4))))
+    findings = find(latest, moved, now)
+    xids = tuple(seen_xids(latest, now))
+    gpus = tuple(sorted(_gpus(latest, xids), key=lambda row: (not row.index.isdecimal(), row.index.zfill(4))))
     verdict, headline, action = _headline(findings, gpus, latest)
     return Status(
         verdict=verdict,
@@ -155,6 +197,7 @@ def build(samples: Iterable[Sample], rates: Mapping[Series, float] | None = None
         simulated=next((labels[0] for labels, value in latest.rows(SIMULATED).items() if value), ""),
         findings=findings,
         gpus=gpus,
+        instances=tuple(_instances(latest)),
         arrays=tuple(_arrays(latest, moved)),
         drives=tuple(_drives(latest, moved)),
         ports=tuple(_ports(latest, moved)),
@@ -177,12 +220,11 @@ def _headline(findings: tuple[Finding, ...], gpus: tuple[GpuRow, ...], latest: L
     return "unknown", "Nothing is known of the GPUs yet", ""
 
 
-def _gpus(latest: Latest) -> Iterator[GpuRow]:
+def _gpus(latest: Latest, xids: Sequence[SeenXid]) -> Iterator[GpuRow]:
     for labels in latest.rows(driver.GPU_UP):
         index, uuid = labels
         links = tuple(sorted((int(link), bool(up)) for link, up in latest.below(nvlink.UP, *labels)))
         reasons = dict(latest.below(gpu.THROTTLE_ACTIVE, *labels))
-        severities = dict(latest.below(xid.EVENTS, *labels))
         yield GpuRow(
             index=index,
             uuid=uuid,
@@ -204,7 +246,32 @@ def _gpus(latest: Latest) -> Iterator[GpuRow]:
             memory_used=latest.value(gpu.MEMORY_USED, *labels),
             memory_total=latest.value(gpu.MEMORY_TOTAL, *labels),
             throttling=tuple(reason for reason, on in reasons.items() if on) if reasons else None,
-            xids=_sum(severities[severity] for severity in ("critical", "warning") if severity in severities),
+            xids=_xids(latest, labels, xids),
+        )
+
+
+def _xids(latest: Latest, labels: tuple[str, ...], xids: Sequence[SeenXid]) -> float | None:
+    counted = _sum(count for severity, count in latest.below(xid.EVENTS, *labels) if severity in _GRAVE)
+    # What was seen just now is not in the counters yet.
+    seen = _sum(seen.count for seen in xids if (seen.index, seen.uuid) == labels and seen.severity in _GRAVE)
+    return counted if seen is None else max(counted or 0.0, seen)
+
+
+def _instances(latest: Latest) -> Iterator[InstanceRow]:
+    for *labels, uuid, profile in latest.rows(mig.MIG_INFO):
+        index, _, gpu_instance, compute_instance = labels
+        yield InstanceRow(
+            gpu=index,
+            gpu_instance=gpu_instance,
+            compute_instance=compute_instance,
+            uuid=uuid,
+            profile=profile,
+            utilization=latest.value(mig.UTILIZATION, *labels),
+            sm_active=latest.value(mig.SM_ACTIVE, *labels),
+            tensor=latest.value(mig.TENSOR_ACTIVE, *labels),
+            memory_bandwidth=latest.value(mig.MEMORY_BANDWIDTH, *labels),
+            memory_used=latest.value(mig.MEMORY_USED, *labels),
+            memory_total=latest.value(mig.MEMORY_TOTAL, *labels),
         )
 
 
@@ -221,6 +288,8 @@ def _arrays(latest: Latest, moved: Latest) -> Iterator[ArrayRow]:
             progress=latest.value(raid.PROGRESS, device),
             read=moved.value(block.READ_BYTES, device),
             written=moved.value(block.WRITTEN_BYTES, device),
+            read_target=latest.value(storage.TARGET, device, "read", "good"),
+            written_target=latest.value(storage.TARGET, device, "write", "good"),
             size=latest.value(block.SIZE, device),
             demand=demand(latest, moved, device),
         )
@@ -260,19 +329,21 @@ def _ports(latest: Latest, moved: Latest) -> Iterator[PortRow]:
 
 
 def _collectors(latest: Latest) -> Iterator[CollectorRow]:
+    unavailable = _UNAVAILABLE.get(latest.state(driver.NVML_STATE) or "", "failing")
     for (name,), up in latest.rows(UP).items():
         errors = tuple((kind, count) for kind, count in latest.below(ERRORS, name) if count)
         kinds = {kind for kind, _ in errors}
-        state: Literal["ok", "waiting", "not here", "denied", "failing"] = "failing"
+        state: CollectorState = "failing"
         if up:
             state = "ok"
         elif not kinds:
             state = "waiting"
         elif kinds <= _NOT_HERE:
-            state = "not here"
+            state = unavailable if name in _NVML_COLLECTORS and "unavailable" in kinds else "not here"
         elif "denied" in kinds:
             state = "denied"
-        yield CollectorRow(name, state, latest.value(AGE, name), latest.value(IN_FLIGHT, name), errors)
+        told = () if state == "not here" else errors
+        yield CollectorRow(name, state, latest.value(AGE, name), latest.value(IN_FLIGHT, name), told)
 
 
 def _machine(latest: Latest) -> Iterator[str]:

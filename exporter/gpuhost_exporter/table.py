@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from gpuhost_exporter import figures
 from gpuhost_exporter.demand import Demand
-from gpuhost_exporter.status import ArrayRow, CollectorRow, DriveRow, GpuRow, PortRow, Status
+from gpuhost_exporter.status import ArrayRow, CollectorRow, DriveRow, GpuRow, InstanceRow, PortRow, Status
 
 WIDTH = 100
 
@@ -32,8 +32,11 @@ def _sections(status: Status) -> Iterator[Iterable[str]]:
     yield (_indented(finding.severity, str(finding), finding.action) for finding in others)
     if status.gpus:
         names = ", ".join(sorted({row.name for row in status.gpus if row.name}))
-        figured = ("GPU", "state", "busy", "tensor", "HBM", "NVLink", "links", "power", "core", "memory")
+        figured = ("GPU", "state", "busy", "tensor", "memory BW", "NVLink", "links", "power", "core", "memory")
         yield names and f"{names}\n", table(figured, map(_gpu, status.gpus))
+    if status.instances:
+        parts = ("MIG", "profile", "busy", "SM", "tensor", "memory BW", "memory")
+        yield table(parts, map(_instance, status.instances))
     if status.arrays:
         yield table(
             ("array", "state", "members", "read", "written", "under demand", "size"), map(_array, status.arrays)
@@ -81,14 +84,26 @@ def _gpu(row: GpuRow) -> tuple[str, ...]:
     )
 
 
+def _instance(row: InstanceRow) -> tuple[str, ...]:
+    return (
+        f"{row.gpu}/{row.gpu_instance}/{row.compute_instance}",
+        row.profile or figures.NOTHING,
+        figures.percent(row.utilization),
+        figures.percent(row.sm_active),
+        figures.percent(row.tensor),
+        figures.percent(row.memory_bandwidth),
+        figures.of(figures.size(row.memory_used), figures.size(row.memory_total)),
+    )
+
+
 def _array(row: ArrayRow) -> tuple[str, ...]:
     doing = f", {row.doing} {figures.percent(row.progress)}" if row.doing else ""
     return (
         f"{row.device} {row.level}".rstrip(),
         _up(row.up) + doing,
         figures.of(figures.count(row.members_active), figures.count(row.members_expected)),
-        figures.rate(row.read),
-        figures.rate(row.written),
+        figures.of(figures.rate(row.read), figures.rate(row.read_target)),
+        figures.of(figures.rate(row.written), figures.rate(row.written_target)),
         demanded(row.demand),
         figures.size(row.size),
     )
@@ -124,7 +139,7 @@ def _collector(row: CollectorRow) -> tuple[str, ...]:
     return (
         row.name,
         row.state,
-        figures.NOTHING if row.age is None else f"{figures.seconds(row.age)} ago",
+        figures.ago(row.age),
         ", ".join(f"{kind} {count:.0f}" for kind, count in row.errors) or "none",
     )
 

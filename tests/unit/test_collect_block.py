@@ -181,7 +181,9 @@ def test_what_the_device_is_is_read_again_only_once_a_minute(bench, tmp_path):
     assert bench.poll(nvme0n1=fields())[size] == 16 * 512
     bench.now += 60
     assert bench.poll(nvme0n1=fields())[size] == 32 * 512
-    assert bench.host.board.last("block", tuple) == (BlockDevice("nvme0n1", 32 * 512, None, None, None, None),)
+    assert bench.host.board.last("block", tuple, bench.host.clock.now()) == (
+        BlockDevice("nvme0n1", 32 * 512, None, None, None, None),
+    )
 
 
 def test_a_size_that_cannot_be_read_costs_neither_counters_nor_siblings(tmp_path, monkeypatch):

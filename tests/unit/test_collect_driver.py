@@ -84,7 +84,7 @@ def test_it_asks_no_hardware_and_posts_who_is_there():
     collector = collector_of(gpu(0), gpu(1))
     poll(collector)
     assert collector.host.nvml.asked == []
-    assert collector.host.board.last("gpus", tuple) == (gpu(0), gpu(1))
+    assert collector.host.board.last("gpus", tuple, collector.host.clock.now()) == (gpu(0), gpu(1))
 
 
 def test_gpus_on_the_bus_are_counted_once_a_minute_whether_a_driver_has_them_or_not(tmp_path):

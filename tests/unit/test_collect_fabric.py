@@ -55,4 +55,4 @@ def test_fabric_and_peers_are_posted_for_the_nvlink_collector():
     told = (fabric(state="completed"), Peer("GPU-0", "GPU-1", NOW, "ok", "ok", "ok"))
     collector = collector_of(*told)
     poll(collector)
-    assert collector.host.board.last("fabric", tuple) == told
+    assert collector.host.board.last("fabric", tuple, collector.host.clock.now()) == told

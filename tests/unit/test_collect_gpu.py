@@ -297,4 +297,4 @@ def test_readings_are_posted_for_those_who_join_them():
     told = activity(power_watts=1)
     collector = collector_of(told)
     poll(collector)
-    assert collector.host.board.last("activity", tuple) == (told,)
+    assert collector.host.board.last("activity", tuple, collector.host.clock.now()) == (told,)

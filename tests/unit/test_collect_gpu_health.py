@@ -87,4 +87,4 @@ def test_the_readings_are_posted_for_the_pcie_and_nvlink_collectors():
     told = health(mig_enabled=True)
     collector = GpuHealthCollector(host_of(FakeNvml(gpu(), health=[told])))
     poll(collector)
-    assert collector.host.board.last("health", tuple) == (told,)
+    assert collector.host.board.last("health", tuple, collector.host.clock.now()) == (told,)

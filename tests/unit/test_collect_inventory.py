@@ -15,6 +15,7 @@ from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.sources.nvml.readings import Link, Links
 from gpuhost_exporter.sources.state import State
 
+LASTS = 45.0
 EIGHT = tuple(gpu(index) for index in range(8))
 
 
@@ -34,7 +35,7 @@ class Site:
         self.host, self.collector = host, InventoryCollector(host)
 
     def post(self, subject, *readings):
-        self.host.board.post(subject, readings)
+        self.host.board.post(subject, readings, NOW + LASTS)
 
     def poll(self, now=NOW):
         """A poll, with the state directory's thread at rest before and after it, as it is between two ticks."""
@@ -170,13 +171,31 @@ def test_links_of_a_gpu_that_does_not_answer_are_not_listed_one_by_one(site):
 def test_links_read_long_ago_are_not_judged(site):
     site.post("links", links(0, *range(18)))
     site.poll()
-    found = site.poll(NOW + 61)
+    found = site.poll(NOW + LASTS + 1)
     assert found["inventory_readable"]["links",] == 0
     assert ("links",) not in found["inventory_present"]
 
 
 def port(number):
     return Listed(f"mlx5_{number}", f"mlx5_{number}/1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "device"),
+    [
+        ("drives", Listed("nvme0", "S0")),
+        ("arrays", Listed("md0", "md0")),
+        ("ports", Listed("mlx5_0", "mlx5_0/1")),
+    ],
+)
+def test_what_its_collector_lists_no_more_is_expected_and_not_judged(site, kind, device):
+    site.post(f"listed {kind}", device)
+    assert site.poll()["inventory_readable"][kind,] == 1
+    assert site.poll(NOW + LASTS)["inventory_present"][kind,] == 1
+    found = site.poll(NOW + LASTS + 1)
+    assert (found["inventory_readable"][kind,], found["inventory_expected"][kind,]) == (0, 1)
+    assert (kind,) not in found["inventory_present"]
+    assert missing(found, kind) == []
 
 
 def test_drives_arrays_and_ports_are_known_by_serial_and_name(site):
@@ -235,12 +254,12 @@ def test_an_adapter_whose_ports_cannot_be_listed_misses_none_of_them(site):
 def test_nothing_is_judged_while_a_kind_cannot_be_listed(site):
     site.post("listed arrays", Listed("md0", "md0"))
     site.poll()
-    site.host.board.post("listed arrays", None)
+    site.host.board.post("listed arrays", None, NOW + LASTS)
     found = site.poll()
     assert found["inventory_readable"]["arrays",] == 0
     assert found["inventory_expected"]["arrays",] == 1
     assert missing(found, "arrays") == []
-    assert site.host.board.last("missing arrays", tuple) == ()
+    assert site.host.board.last("missing arrays", tuple, site.host.clock.now()) == ()
 
 
 @pytest.mark.parametrize("inventory", [{}, {"arrays": ("md0", "md7")}], ids=["learned", "configured"])
@@ -250,7 +269,7 @@ def test_arrays_that_are_not_there_are_posted_for_those_who_tell_of_arrays(tmp_p
     site.poll()
     site.post("listed arrays")
     site.poll()
-    assert site.host.board.last("missing arrays", tuple) == inventory.get("arrays", ("md0",))
+    assert site.host.board.last("missing arrays", tuple, site.host.clock.now()) == inventory.get("arrays", ("md0",))
 
 
 @pytest.mark.parametrize(

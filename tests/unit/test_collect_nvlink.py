@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 from support.gpus import NOW, FakeNvml, gpu, host_of, lost, of, poll, reading, uuids
 
+from gpuhost_exporter.collectors.fabric import FabricCollector
 from gpuhost_exporter.collectors.nvlink import NvlinkCollector
+from gpuhost_exporter.config import CollectorSettings
 from gpuhost_exporter.errors import Unavailable
 from gpuhost_exporter.sources.nvml.readings import Batch, Fabric, Health, Link, Links, Peer
 
@@ -33,8 +38,8 @@ def collector_of(*gpus, told=None, around=(), health=(), targets=None):
     devices = gpus or (gpu(0), gpu(1))
     answer = told if told is not None else [links(device.index) for device in devices]
     host = host_of(FakeNvml(*devices, links=answer), targets=targets)
-    host.board.post("fabric", tuple(around))
-    host.board.post("health", tuple(health))
+    host.board.post("fabric", tuple(around), until=math.inf)
+    host.board.post("health", tuple(health), until=math.inf)
     return NvlinkCollector(host)
 
 
@@ -103,9 +108,16 @@ def test_active_links_are_usable_only_with_fabric_and_peers_and_unknown_is_not_g
     assert of(found, "nvlink_capacity_bytes_per_second") == 900e9, "nominal does not depend on it"
 
 
-@pytest.mark.parametrize(("age", "usable"), [(90, 900e9), (90.5, None)])
-def test_what_the_fabric_said_holds_for_90_seconds(age, usable):
-    found = poll(collector_of(around=READY), now=NOW + age)
+@pytest.mark.parametrize(
+    ("interval", "age", "usable"), [(None, 45, 900e9), (None, 45.5, None), (60.0, 180, 900e9), (60.0, 180.5, None)]
+)
+def test_what_the_fabric_said_holds_for_three_of_its_collectors_intervals(interval, age, usable):
+    collector = collector_of()
+    host = collector.host
+    host.settings = replace(host.settings, collectors={"fabric": CollectorSettings(interval=interval)})
+    host.nvml.answers["fabric"] = READY
+    poll(FabricCollector(host))
+    found = poll(collector, now=NOW + age)
     assert of(found, "nvlink_usable_bytes_per_second") == usable
     assert of(found, "nvlink_fallback_peers") == (None if usable is None else 0)
 
@@ -150,7 +162,8 @@ def test_a_bridge_that_is_taken_off_is_a_pair_fallen_back():
     collector = collector_of(*devices, told=told, around=[*around, peer(0, 1), peer(1, 0)])
     poll(collector)
     collector.host.nvml.answers["links"] = [links(index, 12, down=range(12), remote=None) for index in (0, 1)]
-    collector.host.board.post("fabric", (*around, peer(0, 1, "not_supported"), peer(1, 0, "not_supported")))
+    told = (*around, peer(0, 1, "not_supported"), peer(1, 0, "not_supported"))
+    collector.host.board.post("fabric", told, until=math.inf)
     found = poll(collector)
     assert of(found, "nvlink_pair_fallback", "1") == 1
     assert of(found, "nvlink_capacity_bytes_per_second") == 0

@@ -64,9 +64,9 @@ def test_a_drive_has_identity_state_temperature_and_link(tmp_path):
         ("nvme_pcie_width", "nvme0"): 4,
         ("nvme_pcie_width_max", "nvme0"): 4,
     }
-    (posted,) = host.board.last("drives", tuple)
+    (posted,) = host.board.last("drives", tuple, host.clock.now())
     assert (posted.name, posted.serial) == ("nvme0", "S6CKNE0W500120")
-    assert host.board.last("listed drives", tuple) == (Listed("nvme0", "S6CKNE0W500120"),)
+    assert host.board.last("listed drives", tuple, host.clock.now()) == (Listed("nvme0", "S6CKNE0W500120"),)
 
 
 @pytest.mark.parametrize("state", ["new", "resetting", "connecting", "deleting", "dead"])
@@ -114,15 +114,15 @@ def test_a_drive_that_cannot_be_read_for_a_poll_stays_listed_by_its_serial(tmp_p
     fail_opening(monkeypatch, "nvme0/state", errno.EIO)
     list(collector.poll(15.0))
     listed = (Listed("nvme0", "S6CKNE0W500120"), Listed("nvme1", "S6CKNE0W500121"))
-    assert host.board.last("listed drives", tuple) == listed
-    assert [found.name for found in host.board.last("drives", tuple)] == ["nvme1"]
+    assert host.board.last("listed drives", tuple, host.clock.now()) == listed
+    assert [found.name for found in host.board.last("drives", tuple, host.clock.now())] == ["nvme1"]
 
 
 def test_a_drive_that_never_could_be_read_is_listed_without_a_serial(tmp_path, monkeypatch):
     host = host_at(tmp_path, drive(0) | SLOT)
     fail_opening(monkeypatch, "nvme0/state", errno.EIO)
     list(NvmeCollector(host).poll(0.0))
-    assert host.board.last("listed drives", tuple) == (Listed("nvme0", None),)
+    assert host.board.last("listed drives", tuple, host.clock.now()) == (Listed("nvme0", None),)
 
 
 def test_while_drives_cannot_be_listed_no_list_is_on_the_board(tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_while_drives_cannot_be_listed_no_list_is_on_the_board(tmp_path, monkeyp
     monkeypatch.setattr(os, "listdir", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
     with pytest.raises(Transient):
         list(collector.poll(15.0))
-    assert host.board.last("listed drives", tuple) is None
+    assert host.board.last("listed drives", tuple, host.clock.now()) is None
 
 
 def test_a_drive_that_vanishes_while_it_is_read_costs_itself_only(tmp_path, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_drive_that_vanishes_while_it_is_read_costs_itself_only(tmp_path, monk
     assert got["nvme_up", "nvme1"] == 1
     assert collector.errors == {"gone": 1}
     list(collector.poll(15.0))
-    assert host.board.last("listed drives", tuple) == (Listed("nvme1", "S6CKNE0W500121"),)
+    assert host.board.last("listed drives", tuple, host.clock.now()) == (Listed("nvme1", "S6CKNE0W500121"),)
 
 
 def without_monitor(number):
@@ -189,7 +189,7 @@ def test_a_host_without_nvme_has_no_samples_no_errors_and_says_so_on_the_board(t
     collector = NvmeCollector(host)
     assert list(collector.poll(0.0)) == []
     assert collector.errors == {}
-    assert host.board.last("drives", tuple) == ()
+    assert host.board.last("drives", tuple, host.clock.now()) == ()
 
 
 def test_a_drive_over_a_network_has_no_pcie_link(tmp_path):
@@ -198,4 +198,6 @@ def test_a_drive_over_a_network_has_no_pcie_link(tmp_path):
     collector = NvmeCollector(host_at(tmp_path, files))
     assert {key[0] for key in values(collector.poll(0.0))} == {"nvme_up", "nvme_info"}
     assert collector.errors == {}
-    assert collector.host.board.last("listed drives", tuple) == (), "it is not one of the host's own"
+    assert collector.host.board.last("listed drives", tuple, collector.host.clock.now()) == (), (
+        "it is not one of the host's own"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from support.gpus import NOW, FakeNvml, gpu, host_of, lost, of, poll, reading, uuids
 
@@ -105,7 +107,7 @@ def test_a_lost_gpu_has_no_series_even_while_sysfs_still_shows_it(tmp_path):
 
 def test_what_the_health_collector_has_just_posted_is_not_asked_for_again(tmp_path):
     collector = collector_of(tmp_path)
-    collector.host.board.post("health", (health(pcie_replays=1),))
+    collector.host.board.post("health", (health(pcie_replays=1),), until=math.inf)
     assert of(poll(collector, now=NOW + 19), "gpu_pcie_replays_total") == 1
     assert collector.host.nvml.asked == []
     collector.host.nvml.answers["health"] = [health(pcie_replays=2, at=NOW + 20)]
@@ -115,7 +117,7 @@ def test_what_the_health_collector_has_just_posted_is_not_asked_for_again(tmp_pa
 
 def test_a_gpu_lost_since_the_reading_was_posted_has_no_series(tmp_path):
     collector = collector_of(tmp_path)
-    collector.host.board.post("health", (health(pcie_replays=1),))
+    collector.host.board.post("health", (health(pcie_replays=1),), until=math.inf)
     collector.host.nvml.states["GPU-0"] = "lost"
     assert poll(collector) == {}
 

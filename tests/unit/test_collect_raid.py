@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 
 import pytest
@@ -78,7 +79,7 @@ def test_one_arrays_fault_leaves_the_other_and_the_board_has_what_was_read(tmp_p
     assert got["array_up", "md0"] == 1
     assert not [key for key in got if "md1" in key]
     assert collector.errors == {"transient": 1}
-    assert [array.name for array in host.board.last("arrays", tuple)] == ["md0"]
+    assert [array.name for array in host.board.last("arrays", tuple, host.clock.now())] == ["md0"]
 
 
 def test_garbage_in_a_member_costs_the_array_and_says_malformed(tmp_path):
@@ -92,12 +93,12 @@ def test_a_host_without_arrays_has_no_samples_and_no_errors(tmp_path):
     collector = RaidCollector(host)
     assert list(collector.poll(0.0)) == []
     assert collector.errors == {}
-    assert host.board.last("arrays", tuple) == ()
+    assert host.board.last("arrays", tuple, host.clock.now()) == ()
 
 
 def test_an_array_that_should_be_there_and_is_not_is_down(tmp_path):
     host = host_at(tmp_path, striped())
-    host.board.post("missing arrays", ("md0", "md7"))
+    host.board.post("missing arrays", ("md0", "md7"), until=math.inf)
     got = values(RaidCollector(host).poll(0.0))
     assert got["array_up", "md7"] == 0
     assert got["array_up", "md0"] == 1, "it is back, and inventory has not seen it yet"
@@ -108,7 +109,7 @@ def test_an_array_that_cannot_be_read_stays_listed(tmp_path, monkeypatch):
     host = host_at(tmp_path, striped())
     fail_opening(monkeypatch, "array_state", errno.EIO)
     assert values(RaidCollector(host).poll(0.0)) == {}
-    assert host.board.last("listed arrays", tuple) == (Listed("md0", "md0"),)
+    assert host.board.last("listed arrays", tuple, host.clock.now()) == (Listed("md0", "md0"),)
 
 
 def test_while_arrays_cannot_be_listed_no_list_is_on_the_board(tmp_path, monkeypatch):
@@ -118,4 +119,4 @@ def test_while_arrays_cannot_be_listed_no_list_is_on_the_board(tmp_path, monkeyp
     monkeypatch.setattr(os, "listdir", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
     with pytest.raises(Transient):
         list(collector.poll(5.0))
-    assert host.board.last("listed arrays", tuple) is None
+    assert host.board.last("listed arrays", tuple, host.clock.now()) is None

@@ -30,7 +30,7 @@ def test_a_port_has_state_rate_bytes_and_identity(tmp_path):
         ("rdma_port_bytes_total", "mlx5_0", "1", "tx"): 10000,
         ("rdma_port_info", "mlx5_0", "1", *INFO): 1,
     }
-    (posted,) = host.board.last("ports", tuple)
+    (posted,) = host.board.last("ports", tuple, host.clock.now())
     assert (posted.device, posted.port) == ("mlx5_0", "1")
 
 
@@ -89,14 +89,14 @@ def test_a_host_without_rdma_has_no_samples_and_no_errors(tmp_path):
     collector = RdmaCollector(host)
     assert list(collector.poll(0.0)) == []
     assert collector.errors == {}
-    assert host.board.last("ports", tuple) == ()
+    assert host.board.last("ports", tuple, host.clock.now()) == ()
 
 
 def test_an_adapter_whose_ports_cannot_be_listed_stays_listed_itself(tmp_path, monkeypatch):
     host = host_at(tmp_path, two())
     collector = RdmaCollector(host)
     list(collector.poll(0.0))
-    whole = host.board.last("listed ports", tuple)
+    whole = host.board.last("listed ports", tuple, host.clock.now())
     assert {entry.identity for entry in whole} == {f"{entry.device}/1" for entry in whole}
     real = os.listdir
     broken = "mlx5_1/ports"
@@ -108,10 +108,10 @@ def test_an_adapter_whose_ports_cannot_be_listed_stays_listed_itself(tmp_path, m
 
     monkeypatch.setattr(os, "listdir", listing)
     list(collector.poll(10.0))
-    listed = host.board.last("listed ports", tuple)
+    listed = host.board.last("listed ports", tuple, host.clock.now())
     assert [entry for entry in listed if entry.identity is None] == [Listed("mlx5_1", None)]
     assert len(listed) == len(whole)
     broken = "infiniband"
     with pytest.raises(Transient):
         list(collector.poll(20.0))
-    assert host.board.last("listed ports", tuple) is None
+    assert host.board.last("listed ports", tuple, host.clock.now()) is None

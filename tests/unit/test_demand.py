@@ -77,11 +77,11 @@ def test_the_member_that_held_it_back_longest_is_named():
 
 def test_what_has_no_target_is_never_too_slow():
     published = [sample for sample in PUBLISHED if sample.spec is not storage.TARGET]
-    assert find(Latest(published), Latest(moved(array=1.0))) == ()
+    assert find(Latest(published), Latest(moved(array=1.0)), 0.0) == ()
     found = demand(Latest(published), Latest(moved(array=1.0)), "md0")
     assert found is not None
     assert demanded(found) == "3.00 GB/s"
 
 
 def test_counters_without_a_rate_say_nothing_however_much_they_hold():
-    assert find(Latest(PUBLISHED), Latest(())) == ()
+    assert find(Latest(PUBLISHED), Latest(()), 0.0) == ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gpuhost_exporter import advice
 from gpuhost_exporter.collectors import (
     driver,
     fabric,
@@ -23,12 +24,14 @@ from gpuhost_exporter.findings import Finding, find, ranges
 from gpuhost_exporter.latest import Latest
 from gpuhost_exporter.runner import ERRORS, IN_FLIGHT, UP
 from gpuhost_exporter.sources.nvme_health import WARNINGS
+from gpuhost_exporter.xids import Catalogue
 
 GPU = ("3", "GPU-3")
+NOW = 1795361000.0
 
 
 def found(*samples):
-    return [(finding.severity, str(finding)) for finding in find(Latest(samples), Latest(()))]
+    return [(finding.severity, str(finding)) for finding in find(Latest(samples), Latest(()), NOW)]
 
 
 def driver_is(state):
@@ -39,7 +42,16 @@ def gpu_is(state, *labels):
     return driver.GPU_UP(*(labels or GPU), value=state == "ok"), driver.GPU_STATE(*(labels or GPU), state)
 
 
+def xid_seen(code, *, count=1, severity="critical", action="", ago=0.0):
+    return (
+        xid.ERRORS(*GPU, code, value=count),
+        xid.INFO(code, "of this kind", severity, action),
+        xid.LAST(*GPU, code, value=NOW - ago),
+    )
+
+
 HEALTHY = (
+    driver.GPUS_ON_BUS(value=1),
     driver_is("ok"),
     driver.NVML_STATE("hung", value=0),
     *gpu_is("ok"),
@@ -108,6 +120,28 @@ def test_nothing_told_is_nothing_found():
         (
             [driver_is("no_gpus"), inventory.GPUS_EXPECTED(value=8)],
             ("critical", "Driver: the driver sees no GPU"),
+        ),
+        ([driver_is("no_driver")], ("critical", "Driver: the driver is not loaded")),
+        ([driver_is("no_driver"), driver.GPUS_ON_BUS(value=0)], ("info", "No GPU is expected on this host")),
+        (
+            [driver_is("no_library"), driver.GPUS_ON_BUS(value=8)],
+            ("critical", "8 NVIDIA GPUs on the PCI bus and no driver"),
+        ),
+        (
+            [driver_is("no_driver"), driver.GPUS_ON_BUS(value=1), inventory.GPUS_EXPECTED(value=1)],
+            ("critical", "1 NVIDIA GPU on the PCI bus and the driver is not loaded"),
+        ),
+        (
+            [driver_is("no_gpus"), driver.GPUS_ON_BUS(value=8)],
+            ("critical", "8 NVIDIA GPUs on the PCI bus and the driver takes none"),
+        ),
+        (
+            [driver_is("no_gpus"), driver.GPUS_ON_BUS(value=0), inventory.GPUS_EXPECTED(value=8)],
+            ("critical", "No NVIDIA GPU on the PCI bus, 8 expected"),
+        ),
+        (
+            [driver_is("ok"), *gpu_is("ok"), driver.GPUS_ON_BUS(value=2)],
+            ("critical", "Driver: takes 1 of the 2 NVIDIA GPUs on the PCI bus"),
         ),
         ([driver_is("ok"), driver.IN_FLIGHT(value=45)], ("warning", "Driver: no answer since 45 s")),
         (
@@ -184,16 +218,27 @@ def test_nothing_told_is_nothing_found():
             ("warning", "GPU 3: PCIe runs as generation 3 of 5 under load"),
         ),
         (
-            [
-                *gpu_is("ok"),
-                xid.ERRORS(*GPU, "79", value=2),
-                xid.INFO("79", "GPU has fallen off the bus", "critical", ""),
-                xid.LAST(*GPU, "79", value=1795360993),
-            ],
+            [*gpu_is("ok"), *xid_seen("79", count=2, ago=7)],
             (
-                "warning",
-                "GPU 3: XID 79, GPU has fallen off the bus: 2 since the exporter started, last 22 Nov 15:23:13 UTC",
+                "critical",
+                "GPU 3: XID 79, of this kind: 2 times since the exporter started, last 22 Nov 15:23:13 UTC",
             ),
+        ),
+        (
+            [*gpu_is("ok"), *xid_seen("79", count=0, ago=7)],
+            ("critical", "GPU 3: XID 79, of this kind: once 22 Nov 15:23:13 UTC"),
+        ),
+        (
+            [*gpu_is("ok"), *xid_seen("79", ago=86400 + 7)],
+            ("info", "GPU 3: XID 79, of this kind: once 21 Nov 15:23:13 UTC"),
+        ),
+        (
+            [*gpu_is("ok"), *xid_seen("68", severity="warning", ago=7)],
+            ("warning", "GPU 3: XID 68, of this kind: once 22 Nov 15:23:13 UTC"),
+        ),
+        (
+            [*gpu_is("ok"), xid.ERRORS(*GPU, "999"), xid.LAST(*GPU, "999", value=NOW - 7)],
+            ("warning", "GPU 3: XID 999, not in the catalogue: once 22 Nov 15:23:13 UTC"),
         ),
         (
             [raid.UP("md0", value=0), raid.EXPECTED("md0", value=4), raid.MEMBERS("md0", "active", value=3)],
@@ -236,7 +281,15 @@ def test_nothing_told_is_nothing_found():
         ([rdma.UP("mlx5_1", "1", value=0)], ("info", "mlx5_1 port 1: down")),
         (
             [xid.SXID_ERRORS("20034", "true", value=1)],
-            ("warning", "NVSwitch: 1 fatal SXid errors since the exporter started"),
+            ("critical", "NVSwitch: 1 fatal SXid error 20034 since the exporter started"),
+        ),
+        (
+            [xid.SXID_ERRORS("20034", "true", value=0)],  # a series begins with the first error
+            ("critical", "NVSwitch: 1 fatal SXid error 20034 since the exporter started"),
+        ),
+        (
+            [xid.SXID_ERRORS("22013", "true", value=3)],
+            ("critical", "NVSwitch: 3 fatal SXid errors 22013 since the exporter started"),
         ),
         (
             [UP("nvme", value=0), IN_FLIGHT("nvme", value=95)],
@@ -258,13 +311,26 @@ def test_what_samples_show_is_found_and_nothing_else(samples, expected):
         [*gpu_is("unknown")],  # the driver's state says it
         [*gpu_is("ok"), pcie.GENERATION(*GPU, value=1), pcie.GENERATION_MAX(*GPU, "link", value=5)],  # it rests
         [*gpu_is("ok"), nvlink.ACTIVE(*GPU, value=0), nvlink.EXPECTED(*GPU, value=0)],
-        [*gpu_is("ok"), xid.ERRORS(*GPU, "13", value=5), xid.INFO("13", "Graphics exception", "application", "")],
+        [*gpu_is("ok"), *xid_seen("13", count=5, severity="application")],
+        [*gpu_is("ok"), xid.ERRORS(*GPU, "79", value=0), xid.INFO("79", "of this kind", "critical", "")],
+        [driver_is("starting"), driver.GPUS_ON_BUS(value=8)],
         [UP("rdma", value=0), ERRORS("rdma", "absent", value=9)],
         [driver_is("hung"), UP("gpu", value=0), ERRORS("gpu", "unavailable", value=9)],
         [inventory.MISSING("gpus", "GPU-3")],  # its own state says it
         [xid.SXID_ERRORS("20034", "false", value=1)],
     ],
-    ids=["unknown", "idle link", "no links", "application's xid", "not here", "hung", "gpu's state", "sxid"],
+    ids=[
+        "unknown",
+        "idle link",
+        "no links",
+        "application's xid",
+        "no xid",
+        "starting",
+        "not here",
+        "hung",
+        "gpu's state",
+        "sxid",
+    ],
 )
 def test_what_is_normal_or_said_elsewhere_is_no_finding(samples):
     assert [line for line in found(*samples) if not line[1].startswith("Driver: a call")] == []
@@ -275,7 +341,7 @@ def test_what_gpus_share_is_said_once_and_the_gravest_comes_first():
     for index in ("0", "1", "2", "5", "10"):
         samples += [*gpu_is("ok", index, f"GPU-{index}"), gpu_health.CLOCKS_LOCKED(index, f"GPU-{index}")]
         samples += [fabric.STATE(index, f"GPU-{index}", "in_progress")]
-    findings = find(Latest(samples), Latest(()))
+    findings = find(Latest(samples), Latest(()), NOW)
     assert (findings[0].severity, findings[0].subject) == ("critical", "GPUs 0-2, 5, 10")
     assert [finding.severity for finding in findings] == sorted(
         (finding.severity for finding in findings), key=("critical", "warning", "info").index
@@ -283,10 +349,58 @@ def test_what_gpus_share_is_said_once_and_the_gravest_comes_first():
 
 
 def test_the_action_names_the_gpu():
-    (finding,) = find(Latest(gpu_is("needs_reset")), Latest(()))
+    (finding,) = find(Latest(gpu_is("needs_reset")), Latest(()), NOW)
     assert finding == Finding(
         "critical", "GPU 3", "needs a reset", "Drain the host, then reset the GPU: nvidia-smi --gpu-reset -i 3."
     )
+
+
+POWER_CYCLE = "Drain the host and power-cycle it; if the GPU does not come back, have it exchanged."
+RESET_3 = "Drain the host, then reset the GPU: nvidia-smi --gpu-reset -i 3."
+
+
+@pytest.mark.parametrize(
+    ("samples", "advised"),
+    [
+        ([*gpu_is("lost"), *xid_seen("79", action="RESTART_BM")], {POWER_CYCLE}),
+        ([*gpu_is("lost"), *xid_seen("119", action="RESET_GPU")], {POWER_CYCLE}),
+        ([*gpu_is("needs_reset"), *xid_seen("119", action="RESET_GPU")], {RESET_3}),
+        ([*gpu_is("needs_reset"), *xid_seen("79", action="RESTART_BM")], {POWER_CYCLE}),
+        ([*gpu_is("needs_reset"), *xid_seen("79", action="RESTART_BM", ago=90000)], {RESET_3, ""}),
+        (
+            [
+                *gpu_is("needs_reset"),
+                gpu_health.RECOVERY_ACTION(*GPU, "gpu_reset"),
+                *xid_seen("79", action="RESTART_BM"),
+            ],
+            {RESET_3},
+        ),
+        ([*gpu_is("ok"), *xid_seen("119", action="RESET_GPU")], {RESET_3}),
+        ([*gpu_is("ok"), *xid_seen("94", severity="warning", action="RESTART_APP")], {"Restart the application."}),
+        (
+            [*gpu_is("unreadable"), *xid_seen("119", action="RESET_GPU")],
+            {"gpuhost-exporter doctor and the log say why.", RESET_3},
+        ),
+    ],
+    ids=[
+        "lost and told so",
+        "lost after another error",
+        "needs a reset",
+        "off the bus",
+        "long back",
+        "asks for a reset",
+        "well again",
+        "program",
+        "unreadable",
+    ],
+)
+def test_the_state_of_a_gpu_and_its_xids_ask_for_the_same(samples, advised):
+    assert {finding.action for finding in find(Latest(samples), Latest(()), NOW)} == advised
+
+
+def test_every_word_of_the_catalogue_is_known_what_to_do_at():
+    assert {entry.action for entry in Catalogue.load().entries.values()} <= advice.CATALOGUE.keys()
+    assert all(advice.CATALOGUE.values())
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ def test_ages_and_in_flight_times_are_of_the_moment_of_the_scrape():
     clock = FakeClock()
     running = runner.Runner([(Scripted(lambda: [VALUE("a")]), 1.0)], clock)
     (task,) = running.tasks
+    assert ("gpuhost_collector_age_seconds", ("scripted",)) not in samples_of(running), "it has never read"
     task.poll()
     task.in_flight = clock.now()
     clock.time += 7

@@ -5,7 +5,20 @@ from __future__ import annotations
 import pytest
 
 from gpuhost_exporter import figures
-from gpuhost_exporter.collectors import block, driver, gpu, inventory, nvlink, nvme, raid, rdma, targets, xid
+from gpuhost_exporter.collectors import (
+    block,
+    driver,
+    gpu,
+    inventory,
+    mig,
+    nvlink,
+    nvme,
+    raid,
+    rdma,
+    storage,
+    targets,
+    xid,
+)
 from gpuhost_exporter.exposition import BUILD, SIMULATED
 from gpuhost_exporter.latest import Latest, Rates
 from gpuhost_exporter.runner import AGE, ERRORS, IN_FLIGHT, UP
@@ -29,9 +42,14 @@ def gpus(count, state="ok"):
         ([*gpus(2), inventory.STATE_WRITABLE(value=0)], "warning", "State directory: cannot be written"),
         ([driver.NVML_STATE("released"), *gpus(2, "unknown")], "info", "Driver: NVML is released by request"),
         ([driver.NVML_STATE("no_library")], "info", "No GPU is expected on this host"),
+        (
+            [driver.NVML_STATE("no_library"), driver.GPUS_ON_BUS(value=8)],
+            "critical",
+            "8 NVIDIA GPUs on the PCI bus and no driver",
+        ),
         ([driver.NVML_STATE("starting"), *gpus(2, "unknown")], "unknown", "Nothing is known of the GPUs yet"),
     ],
-    ids=["nothing", "eight", "one", "note", "lost", "warning", "released", "no gpu", "starting"],
+    ids=["nothing", "eight", "one", "note", "lost", "warning", "released", "no gpu", "no driver", "starting"],
 )
 def test_the_headline_is_the_gravest_finding_or_good_news(samples, verdict, headline):
     status = build(samples)
@@ -69,6 +87,38 @@ def test_what_a_gpu_tells_is_shown():
     assert row.memory_bandwidth is None
 
 
+@pytest.mark.parametrize(
+    ("counted", "shown"), [(0, 2), (1, 2), (5, 5)], ids=["not in the counter yet", "one of two", "other codes too"]
+)
+def test_an_xid_counts_from_the_moment_it_is_seen(counted, shown):
+    labels = ("0", "GPU-0")
+    samples = [
+        *gpus(1),
+        xid.EVENTS(*labels, "critical", value=counted),
+        xid.LAST(*labels, "79", value=1000),
+        xid.LAST(*labels, "119", value=1000),
+        xid.LAST(*labels, "13", value=1000),
+        *(xid.INFO(code, "", "critical", "") for code in ("79", "119")),
+        xid.INFO("13", "", "application", ""),
+    ]
+    assert build(samples, now=1010).gpus[0].xids == shown
+
+
+def test_a_mig_instance_has_figures_of_its_own():
+    labels = ("0", "GPU-0", "1", "2")
+    samples = [
+        *gpus(1),
+        mig.MIG_INFO(*labels, "MIG-1", "3g.40gb"),
+        mig.MIG_INFO("0", "GPU-0", "2", "0", "MIG-2", ""),
+        mig.UTILIZATION(*labels, value=0.5),
+        mig.MEMORY_USED(*labels, value=10e9),
+    ]
+    first, second = build(samples).instances
+    assert (first.gpu, first.gpu_instance, first.compute_instance) == ("0", "1", "2")
+    assert (first.uuid, first.profile, first.utilization, first.memory_used) == ("MIG-1", "3g.40gb", 0.5, 10e9)
+    assert (second.uuid, second.utilization, second.memory_used) == ("MIG-2", None, None)
+
+
 def test_gpus_are_ordered_by_number_and_the_unknown_comes_last():
     samples = [driver.GPU_UP(index, "") for index in ("10", "unknown", "2")]
     assert [row.index for row in build(samples).gpus] == ["2", "10", "unknown"]
@@ -82,6 +132,8 @@ def test_storage_and_ports_take_rates_from_their_counters():
         nvme.NAMESPACE_INFO("nvme0", "nvme0n2"),
         block.SIZE("nvme0n1", value=4e12),
         rdma.UP("mlx5_0", "1"),
+        storage.TARGET("md0", "read", "good", value=20e9),
+        storage.TARGET("md0", "read", "poor", value=10e9),
     ]
     rates = {
         (block.READ_BYTES, ("md0",)): 2e9,
@@ -91,6 +143,7 @@ def test_storage_and_ports_take_rates_from_their_counters():
     }
     status = build(samples, rates)
     assert (status.arrays[0].read, status.arrays[0].written) == (2e9, None)
+    assert (status.arrays[0].read_target, status.arrays[0].written_target) == (20e9, None)
     assert (status.drives[0].read, status.drives[0].written, status.drives[0].size) == (None, 3e9, 4e12)
     assert (status.ports[0].received, status.ports[0].sent) == (None, 5e9)
 
@@ -108,7 +161,25 @@ def test_storage_and_ports_take_rates_from_their_counters():
 def test_a_collector_is_shown_by_what_ails_it(up, errors, state):
     samples = [UP("raid", value=up), AGE("raid", value=3), IN_FLIGHT("raid", value=0)]
     (row,) = build([*samples, *(ERRORS("raid", kind, value=1) for kind in errors)]).collectors
-    assert (row.state, row.age, [kind for kind, _ in row.errors]) == (state, 3, list(errors))
+    told = [] if state == "not here" else list(errors)
+    assert (row.state, row.age, [kind for kind, _ in row.errors]) == (state, 3, told)
+
+
+@pytest.mark.parametrize(
+    ("driver_state", "state"),
+    [
+        ("no_library", "not here"),
+        ("no_gpus", "not here"),
+        ("released", "waiting"),
+        ("hung", "failing"),
+        ("mismatch", "failing"),
+    ],
+)
+def test_a_collector_of_nvml_without_anybody_to_ask_is_what_the_driver_is(driver_state, state):
+    samples = [driver.NVML_STATE(driver_state), UP("gpu", value=0), ERRORS("gpu", "unavailable", value=9)]
+    (row,) = build(samples).collectors
+    assert (row.state, bool(row.errors)) == (state, state != "not here")
+    assert row.age is None, "it has never read"
 
 
 def test_simulation_and_version_are_told():
@@ -176,6 +247,8 @@ def test_lookups_of_what_is_not_there_are_empty():
         (figures.seconds(95), "95 s"),
         (figures.seconds(200), "3 min"),
         (figures.seconds(3 * 86400), "3 d"),
+        (figures.ago(95), "95 s ago"),
+        (figures.ago(None), "never"),
         (figures.of("850 GB/s", "900 GB/s"), "850 / 900 GB/s"),
         (figures.of("10.0 GB/s", "3.35 TB/s"), "10.0 GB/s / 3.35 TB/s"),
         (figures.of("0 B/s", "900 GB/s"), "0 / 900 GB/s"),

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
+from support.fakes import FakeClock
+
 from gpuhost_exporter.board import Board
 from gpuhost_exporter.config import Settings
 from gpuhost_exporter.sources.files import Root
@@ -33,7 +35,13 @@ def plant(folder: Path, files: Mapping[str, str]) -> Root:
 
 def host_at(folder: Path, files: Mapping[str, str]) -> SimpleNamespace:
     """What these collectors use of a host."""
-    return SimpleNamespace(root=plant(folder, files), board=Board(), drive_health=DriveHealth(), settings=Settings())
+    return SimpleNamespace(
+        root=plant(folder, files),
+        clock=FakeClock(),
+        board=Board(),
+        drive_health=DriveHealth(),
+        settings=Settings(),
+    )
 
 
 def fail_opening(monkeypatch, suffix: str, number: int) -> None:

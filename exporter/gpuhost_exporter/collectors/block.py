@@ -143,7 +143,7 @@ class BlockCollector(Collector):
             for name in sorted(present):
                 with self.guard(f"{name} description"):
                     self._devices[name] = block.describe(self.host.root, name)
-            self.host.board.post("block", tuple(self._devices.values()))
+        self.post("block", tuple(self._devices.values()))
         for device in self._devices.values():
             yield SIZE(device.name, value=device.size_bytes)
             rotational = "" if device.rotational is None else str(int(device.rotational))

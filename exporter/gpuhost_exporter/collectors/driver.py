@@ -108,7 +108,7 @@ class DriverCollector(Collector):
             yield GPUS_ON_BUS(value=self._on_bus)
         nvml = self.host.nvml
         gpus = nvml.gpus()
-        self.host.board.post("gpus", gpus)
+        self.post("gpus", gpus)
         states = nvml.gpu_states()
         for gpu in gpus:
             labels = gpu_labels(gpu)

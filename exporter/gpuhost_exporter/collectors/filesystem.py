@@ -57,7 +57,7 @@ class FilesystemCollector(Collector):
         root = self.host.root
         mounted = mounts.read(root)
         local = sorted(mounts.local(root, mounted), key=lambda found: found.mount.point)
-        self.host.board.post("filesystems", tuple(local))
+        self.post("filesystems", tuple(local))
         for found in local[:MOST]:
             point, stack = found.mount.point, found.stack
             yield INFO(point, stack.device, found.mount.kind, ",".join(stack.arrays))

@@ -56,7 +56,6 @@ STATE_WRITABLE = gauge(
     "next restart.",
 )
 
-_LINKS_AGE = 60.0
 _PRESENT_STATES = frozenset({"ok", "needs_reset", "hung", "unreadable"})
 
 Device = Mapping[str, str | int]
@@ -139,7 +138,7 @@ class InventoryCollector(Collector):
         found = {
             "gpus": _found(self._gpus()),
             "links": _found(None if links is None else {link: {} for reading in links for link in _active(reading)}),
-            **{kind: self._listed(kind, learned(data, kind)) for kind in ("drives", "arrays", "ports")},
+            **{kind: self._listed(kind, learned(data, kind), now) for kind in ("drives", "arrays", "ports")},
         }
         # The links of a GPU that does not answer are told by the GPU.
         answered = {reading.uuid for reading in links or ()}
@@ -154,7 +153,7 @@ class InventoryCollector(Collector):
             yield from samples
             if kind == "arrays":
                 missing = tuple(sample.labels[1] for sample in samples if sample.spec is MISSING)
-                self.host.board.post("missing arrays", missing)
+                self.post("missing arrays", missing)
         yield STATE_WRITABLE(value=float(state.writable))
 
     def _judge(self, kind: str, found: Found | None, known: Learned) -> Iterator[Sample]:
@@ -193,15 +192,14 @@ class InventoryCollector(Collector):
         }
 
     def _links(self, now: float) -> list[Links] | None:
-        posted = self.host.board.last("links", tuple)
+        posted = self.host.board.last("links", tuple, now)
         if posted is None or self.host.nvml.state() != "ok":
             return None
-        readings = [reading for reading in posted if isinstance(reading, Links) and now - reading.at <= _LINKS_AGE]
-        return None if posted and not readings else readings
+        return [reading for reading in posted if isinstance(reading, Links)]
 
-    def _listed(self, kind: str, known: Learned) -> Found | None:
+    def _listed(self, kind: str, known: Learned, now: float) -> Found | None:
         """What the kernel lists is there, also while it cannot be read: then whatever had its name may be it."""
-        posted = self.host.board.last(f"listed {kind}", tuple)
+        posted = self.host.board.last(f"listed {kind}", tuple, now)
         if posted is None:
             return None
         listed = [device for device in posted if isinstance(device, Listed)]

@@ -16,9 +16,6 @@ from gpuhost_exporter.sources.nvml.readings import Fabric, Gpu, Health, Link, Li
 from gpuhost_exporter.sources.pci import bytes_per_second
 from gpuhost_exporter.specs import Sample
 
-# Fabric, peers and MIG mode are read every 15 s; what is older counts as not told.
-OLDEST = 90.0
-
 UP = gpu_gauge("gpuhost_nvlink_up", "Whether the link is active. Good is 1 on every link.", "link")
 BYTES = gpu_counter(
     "gpuhost_nvlink_bytes_total",
@@ -155,8 +152,9 @@ class NvlinkCollector(NvmlCollector):
                 yield gpu, Links(gpu.uuid, now, ())
 
     def _posted(self, subject: str, kind: type[R], now: float) -> Iterator[R]:
-        posted: tuple[object, ...] = self.host.board.last(subject, tuple) or ()
-        return (reading for reading in posted if isinstance(reading, kind) and now - reading.at <= OLDEST)
+        """What another collector read; what it reads no more counts as not told."""
+        posted: tuple[object, ...] = self.host.board.last(subject, tuple, now) or ()
+        return (reading for reading in posted if isinstance(reading, kind))
 
     def _learn(self, gpu: Gpu, links: Links) -> None:
         """Remember what a link that goes down, or one that is not read this time, no longer tells."""

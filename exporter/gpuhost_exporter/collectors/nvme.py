@@ -80,7 +80,7 @@ class NvmeCollector(Collector):
         try:
             listed = nvme.controllers(root)
         except SourceError:
-            self.host.board.post("listed drives", None)
+            self.post("listed drives", None)
             raise
         for name in listed:
             with self.guard(name):
@@ -92,10 +92,10 @@ class NvmeCollector(Collector):
                 if drive.transport == "pcie" and drive.address:
                     with self.guard(f"{name} link"):
                         yield from _link(name, pci.read_device(root, drive.address))
-        self.host.board.post("drives", tuple(drives))
+        self.post("drives", tuple(drives))
         known = {name: drive for name, drive in self._known.items() if name in listed}
         self._known = known | {drive.name: drive for drive in drives}
-        self.host.board.post("listed drives", tuple(self._listed(listed)))
+        self.post("listed drives", tuple(self._listed(listed)))
 
     def _temperatures(self, name: str, now: float) -> Iterator[Sample]:
         """From the kernel's monitor, which needs no privilege, else from the drive's health log."""

@@ -72,7 +72,7 @@ class PcieCollector(NvmlCollector):
             yield from _errors(gpu, health, device)
 
     def _shared(self, now: float) -> tuple[object, ...]:
-        posted: tuple[object, ...] = self.host.board.last(self.subject, tuple) or ()
+        posted: tuple[object, ...] = self.host.board.last(self.subject, tuple, now) or ()
         taken = [reading.at for reading in posted if isinstance(reading, Health)]
         return posted if taken and min(taken) > now - _SHARED else self.ask()
 

@@ -55,7 +55,7 @@ class NvmlCollector(Collector):
     def ask(self) -> tuple[object, ...]:
         """The readings of every GPU that answers. Raises SourceError when the driver cannot be read."""
         batch = self.host.nvml.read(self.subject)
-        self.host.board.post(self.subject, batch.readings)
+        self.post(self.subject, batch.readings)
         gpus = self.gpus()
         failing = set()
         away = {}

@@ -89,17 +89,17 @@ class RaidCollector(Collector):
         try:
             listed = raid.arrays(self.host.root)
         except SourceError:
-            self.host.board.post("listed arrays", None)
+            self.post("listed arrays", None)
             raise
         for name in listed:
             with self.guard(name):
                 array = raid.read(self.host.root, name)
                 arrays.append(array)
                 yield from _samples(array)
-        self.host.board.post("arrays", tuple(arrays))
-        self.host.board.post("listed arrays", tuple(Listed(name, name) for name in listed))
+        self.post("arrays", tuple(arrays))
+        self.post("listed arrays", tuple(Listed(name, name) for name in listed))
         # A stopped or lost array leaves nothing behind to read; inventory knows that it should be there.
-        for name in self.host.board.last("missing arrays", tuple) or ():
+        for name in self.host.board.last("missing arrays", tuple, now) or ():
             if name not in listed:
                 yield UP(name, value=0)
 

@@ -53,7 +53,7 @@ class RdmaCollector(Collector):
         try:
             devices = rdma.devices(root)
         except SourceError:
-            self.host.board.post("listed ports", None)
+            self.post("listed ports", None)
             raise
         for device in devices:
             numbers = None
@@ -67,8 +67,8 @@ class RdmaCollector(Collector):
                     port = rdma.read(root, device, number)
                     found.append(port)
                     yield from self._samples(port)
-        self.host.board.post("ports", tuple(found))
-        self.host.board.post("listed ports", tuple(listed))
+        self.post("ports", tuple(found))
+        self.post("listed ports", tuple(listed))
 
     def _samples(self, port: rdma.Port) -> Iterator[Sample]:
         yield UP(port.device, port.port, value=float(port.up))

@@ -9,13 +9,13 @@ from html import escape
 from gpuhost_exporter import figures
 from gpuhost_exporter.findings import Finding
 from gpuhost_exporter.sources.files import read_text
-from gpuhost_exporter.status import ArrayRow, CollectorRow, DriveRow, GpuRow, PortRow, Status
+from gpuhost_exporter.status import ArrayRow, CollectorRow, DriveRow, GpuRow, InstanceRow, PortRow, Status
 from gpuhost_exporter.table import demanded
 
 _MARKS = {"good": "✓", "critical": "✕", "warning": "!", "info": "i", "unknown": "?"}
 _WORDS = {"good": "good", "critical": "critical", "warning": "warning", "info": "note", "unknown": "unknown"}
 _WAITS_SECONDS = 10.0
-_TEXT_COLUMNS = frozenset({"State", "Slowed", "Model", "Interface", "Errors"})
+_TEXT_COLUMNS = frozenset({"State", "Slowed", "Model", "Interface", "Errors", "Profile"})
 _TEXT = ' class="text"'
 
 Figure = Callable[[float | None], str]
@@ -47,6 +47,7 @@ def _main(status: Status) -> str:
             _verdict(status),
             _findings([finding for finding in status.findings if str(finding) != status.headline]),
             _gpus(status.gpus) if status.gpus else "",
+            _instances(status.instances) if status.instances else "",
             f'<div class="pair">{_links(status.gpus)}{_ports(status.ports) if status.ports else ""}</div>',
             _storage(status) if status.arrays or status.drives else "",
             _collectors(status.collectors),
@@ -91,12 +92,12 @@ def _gpus(rows: Sequence[GpuRow]) -> str:
         "State",
         "Busy",
         "Tensor",
-        "HBM",
+        "Memory BW",
         "NVLink",
         "Links",
         "Power",
         "Core",
-        "HBM temp",
+        "Memory temp",
         "Memory",
         "Slowed",
         "XIDs",
@@ -127,6 +128,26 @@ def _gpu(row: GpuRow, shared: str) -> str:
             ),
             _cell(throttling, "warning" if row.throttling else "", text=True),
             _cell(figures.count(row.xids), "warning" if row.xids else ""),
+        )
+    )
+
+
+def _instances(rows: Sequence[InstanceRow]) -> str:
+    head = ("GPU / instance", "Profile", "Busy", "SM", "Tensor", "Memory BW", "Memory")
+    return _section("MIG instances", _table(head, map(_instance, rows)))
+
+
+def _instance(row: InstanceRow) -> str:
+    used = _share(row.memory_used, row.memory_total)
+    return "".join(
+        (
+            _row_head(f"{row.gpu} / {row.gpu_instance} / {row.compute_instance}", row.uuid),
+            _cell(row.profile or figures.NOTHING, text=True),
+            _cell(figures.percent(row.utilization), share=row.utilization),
+            _cell(figures.percent(row.sm_active), share=row.sm_active),
+            _cell(figures.percent(row.tensor), share=row.tensor),
+            _cell(figures.percent(row.memory_bandwidth), share=row.memory_bandwidth),
+            _cell(_of(figures.size, row.memory_used, row.memory_total), share=used),
         )
     )
 
@@ -179,8 +200,8 @@ def _array(row: ArrayRow) -> str:
             _row_head(f"{row.device} {row.level}".strip()),
             _cell(("up" if row.up else "down") + doing, "" if row.up else "critical", text=True),
             _cell(_of(figures.count, row.members_active, row.members_expected), "warning" if fewer else ""),
-            _cell(figures.rate(row.read)),
-            _cell(figures.rate(row.written)),
+            _cell(_of(figures.rate, row.read, row.read_target), share=_share(row.read, row.read_target)),
+            _cell(_of(figures.rate, row.written, row.written_target), share=_share(row.written, row.written_target)),
             _cell(demanded(row.demand), "warning" if _held_back(row) else ""),
             _cell(figures.size(row.size)),
         )
@@ -239,7 +260,7 @@ def _collector(row: CollectorRow) -> str:
         (
             _row_head(row.name),
             _cell(row.state, "warning" if row.state in ("denied", "failing") else "", text=True),
-            _cell(f"{figures.seconds(row.age)} ago" if row.age is not None else figures.NOTHING),
+            _cell(figures.ago(row.age)),
             _cell(figures.seconds(row.in_flight) if row.in_flight else "no", "warning" if waits else ""),
             _cell(errors, text=True),
         )

@@ -15,7 +15,7 @@ from gpuhost_exporter.sources.nvml.calls import Calls, Device
 from gpuhost_exporter.sources.nvml.probe import LOST, Probe
 from gpuhost_exporter.sources.nvml.readings import Fabric, Peer
 
-PEERS_SECONDS = 60.0
+PEERS_SECONDS = 25.0  # every other reading at 15 s, whose ticks are not exact
 
 _STATES = ("not_supported", "not_started", "in_progress", "completed")
 _COMPLETED = 3
@@ -84,8 +84,8 @@ class FabricReader:
             yield fabric
 
     def peers(self, devices: Sequence[Device], links: Mapping[str, tuple[int, ...]]) -> tuple[Peer, ...]:
-        """Every ordered pair of these GPUs. Asked again after a minute, or when GPUs, links or fabric changed:
-        the number of calls grows with the square of the GPUs."""
+        """Every ordered pair of these GPUs. The number of calls grows with the square of the GPUs, so the answers
+        are told again, with their own time, for some seconds: until then, or until GPUs, links or fabric change."""
         now = self._clock.now()
         uuids = tuple(device.uuid for device in devices)
         seen = (uuids, dict(links), {uuid: self._fabrics.get(uuid) for uuid in uuids})
