@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.gpus import NOW, FakeNvml, gpu, host_of, poll
 
 from gpuhost_exporter.collectors.inventory import learn
-from gpuhost_exporter.collectors.xid import AT_ZERO, NVML_WAITS, RisingCounters, XidCollector
+from gpuhost_exporter.collectors.xid import AT_ZERO, NVML_WAITS, Copies, RisingCounters, XidCollector
 from gpuhost_exporter.sources.kmsg import KernelLog, LoggedSxid, LoggedXid
 from gpuhost_exporter.sources.nvml.readings import Xid
 from gpuhost_exporter.sources.state import State
@@ -174,6 +174,25 @@ def test_as_many_copies_as_events_are_taken_for_the_same(site):
     site.logged(xid(1, 13), xid(2, 13), xid(3, 13))
     site.poll()
     assert events(site.poll(SETTLED + NVML_WAITS), "application") == 3
+
+
+@pytest.mark.parametrize("first", ["kernel_log", "nvml"])
+def test_a_storm_that_both_tell_is_counted_once(first):
+    copies = Copies()
+    tellers = sorted(["kernel_log", "nvml"], key=lambda teller: teller != first)
+    new = [
+        sum(copies.is_new("GPU-0", 13, SETTLED + delay + number / 1000, teller) for number in range(4000))
+        for delay, teller in zip((0, 0.1), tellers, strict=True)
+    ]
+    assert new == [4000, 0]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["kernel_log", "nvml"]), st.floats(0, 10))))
+def test_of_what_two_tell_within_ten_seconds_the_one_who_tells_more_is_believed(told):
+    copies = Copies()
+    tellers = [teller for teller, _ in told]
+    new = sum(copies.is_new("GPU-0", 13, SETTLED + delay, teller) for teller, delay in told)
+    assert new == max(tellers.count("kernel_log"), tellers.count("nvml"))
 
 
 def test_the_line_without_a_code_adds_nothing_to_an_xid_79(site):

@@ -11,6 +11,7 @@ The time of an event is told at once.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ KERNEL_LOG_UP = gauge(
 AT_ZERO = 20.0
 NVML_WAITS = 2.0
 SAME = 10.0
-_REMEMBERED = 512  # events to compare a copy with
+_REMEMBERED = 512  # GPUs and codes to compare a copy with
+_STORM = 8192  # events of one GPU and code that wait for their copies
 _GPUS = 64
 _SERIES = 512
 UNKNOWN = "unknown"
@@ -119,26 +121,34 @@ class RisingCounters(Generic[Key]):
 
 @dataclass(slots=True)
 class _Told:
-    gpu: str
-    code: int
-    wall: float
-    tellers: set[str]
+    """Of one GPU and code: when the last event was, and the times of those that only one teller told so far."""
+
+    last: float
+    alone: dict[str, deque[float]]
 
 
 class Copies:
     """Tells an event from the copy of one that was already told."""
 
     def __init__(self) -> None:
-        self._told: deque[_Told] = deque(maxlen=_REMEMBERED)
+        self._told: dict[tuple[str, int], _Told] = {}
 
     def is_new(self, gpu: str, code: int, wall: float, teller: str, *, inferred: bool = False) -> bool:
         """One teller that repeats itself tells two events, unless it was `inferred` from a line without a code."""
-        for told in self._told:
-            same = told.gpu == gpu and told.code == code and abs(told.wall - wall) <= SAME
-            if same and (inferred or teller not in told.tellers):
-                told.tellers.add(teller)
+        told = self._told.pop((gpu, code), None) or _Told(-math.inf, {})
+        self._told[gpu, code] = told  # now the youngest
+        if len(self._told) > _REMEMBERED:
+            del self._told[next(iter(self._told))]
+        if inferred and abs(told.last - wall) <= SAME:
+            return False
+        for other, walls in told.alone.items():
+            while walls and walls[0] < wall - SAME:
+                walls.popleft()
+            if other != teller and walls and walls[0] <= wall + SAME:
+                walls.popleft()
                 return False
-        self._told.append(_Told(gpu, code, wall, {teller}))
+        told.alone.setdefault(teller, deque(maxlen=_STORM)).append(wall)
+        told.last = max(told.last, wall)
         return True
 
 

@@ -254,6 +254,14 @@ def nv():
 
 
 @pytest.fixture
+def undecodable():
+    """A PCI address of bytes that are no text: the binding trips when it is looked at, not when it is told."""
+    info = pynvml.nvmlPciInfo_t()
+    ctypes.memset(ctypes.addressof(info), 0xC3, ctypes.sizeof(info))
+    return info
+
+
+@pytest.fixture
 def marks():
     return []
 

@@ -81,6 +81,47 @@ def test_a_gpu_without_an_identity_is_a_fault(nv, closed, bus_id):
     assert {reading.uuid for reading in closed.read("health", frozenset()).readings} == {"GPU-1"}
 
 
+def test_an_address_that_is_no_text_is_a_fault_of_its_gpu(nv, closed, undecodable):
+    nv.gpus[0].answers["nvmlDeviceGetPciInfo"] = undecodable
+    inventory = closed.open()
+    assert [(fault.uuid, fault.kind) for fault in inventory.faults] == [("index:0", "malformed")]
+    assert [gpu.uuid for gpu in inventory.gpus] == ["GPU-1"]
+
+
+def test_what_nobody_foresaw_is_a_fault_of_its_gpu_when_it_is_opened(nv, closed):
+    nv.gpus[0].answers["nvmlDeviceGetPciInfo"] = RuntimeError("what nobody foresaw")
+    inventory = closed.open()
+    assert [(fault.uuid, fault.call, fault.kind) for fault in inventory.faults] == [("index:0", "open", "malformed")]
+    assert inventory.faults[0].message == "RuntimeError: what nobody foresaw"
+    assert [gpu.uuid for gpu in inventory.gpus] == ["GPU-1"]
+
+
+@pytest.mark.parametrize(
+    ("subject", "call"),
+    [
+        ("activity", "nvmlDeviceGetPowerUsage"),
+        ("links", "nvmlDeviceGetNvLinkState"),
+        ("health", "nvmlDeviceGetRemappedRows"),
+        ("fabric", "nvmlDeviceGetGpuFabricInfoV"),
+        ("mig", "nvmlDeviceGetMigMode"),
+    ],
+)
+def test_what_nobody_foresaw_costs_one_gpu_one_subject(nv, reader, clock, subject, call):
+    honest = nv.gpus[0].answers.get(call)
+    nv.gpus[0].answers[call] = RuntimeError("what nobody foresaw")
+    batch = reader.read(subject, frozenset())
+    assert [(fault.uuid, fault.call, fault.kind) for fault in batch.faults] == [("GPU-0", subject, "malformed")]
+    own = [reading for reading in of(batch, "GPU-0") if not hasattr(reading, "peer_uuid")]
+    assert own == []
+    assert subject == "mig" or of(batch, "GPU-1")
+    if honest is not None:
+        nv.gpus[0].answers[call] = honest
+        clock.seconds += 1
+        batch = reader.read(subject, frozenset())
+        assert batch.faults == ()
+        assert subject == "mig" or of(batch, "GPU-0")
+
+
 def test_two_gpus_with_one_uuid_are_not_mixed_up(nv, closed):
     nv.gpus[1].uuid = "GPU-0"
     inventory = closed.open()

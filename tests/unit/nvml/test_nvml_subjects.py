@@ -213,6 +213,19 @@ def test_what_was_denied_when_the_links_were_made_out_stays_denied(nv, reader, c
         ]
 
 
+def test_an_address_that_is_no_text_costs_itself_and_stays_a_fault(nv, reader, clock, undecodable):
+    nv.gpus[0].answers["nvmlDeviceGetNvLinkRemotePciInfo"] = undecodable
+    for _ in range(3):
+        clock.seconds += 5
+        batch = reader.read("links", frozenset())
+        first, second = batch.readings
+        assert {(link.active, link.remote, link.remote_bdf) for link in first.links} == {(True, "switch", None)}
+        assert {link.remote_bdf for link in second.links} == {"0000:07:00.0"}
+        assert [(fault.uuid, fault.call, fault.kind) for fault in batch.faults] == [
+            ("GPU-0", "nvmlDeviceGetNvLinkRemotePciInfo", "malformed")
+        ]
+
+
 def test_the_links_are_counted_by_state_where_the_field_is_missing(nv, clock):
     del nv.gpus[0].fields[91, 0]
     nv.gpus[0].answers["nvmlDeviceGetNvLinkState"] = lambda link: 1 if link < 12 else pynvml.NVMLError(2)

@@ -44,10 +44,10 @@ def device(calls: Calls, index: int) -> Device:
 
 def gpu(probe: Probe) -> Gpu:
     device = probe.device
-    pci = probe.calls.ask(device, "nvmlDeviceGetPciInfo")
-    bdf = links.sysfs_bdf(pci.busId)
+    bus_id = probe.written(probe.calls.ask(device, "nvmlDeviceGetPciInfo"), "busId", "nvmlDeviceGetPciInfo")
+    bdf = links.sysfs_bdf(bus_id)
     if bdf is None:
-        raise Malformed(f"nvmlDeviceGetPciInfo: expected 00000000:65:00.0, got {pci.busId!r:.40}")
+        raise Malformed(f"nvmlDeviceGetPciInfo: expected 00000000:65:00.0, got {bus_id!r:.40}")
     name = probe.text("nvmlDeviceGetName")
     if name is None:
         raise Absent("nvmlDeviceGetName: a GPU without a name")

@@ -90,10 +90,9 @@ class LinkReader:
         if uuid not in self._static:
             asking = Probe(probe.calls, probe.device)
             links = {link: _static(asking, link, active) for link in states}
-            probe.still(asking.faults)
-            self._static[uuid] = links, asking.denied()
-        static, denied = self._static[uuid]
-        probe.still(denied)
+            self._static[uuid] = links, asking.faults
+        static, faults = self._static[uuid]
+        probe.still(faults)
         told = fields.read(probe, [field for link in active for field in _counters(probe, link)])
         for link, state in states.items():
             if state is None:
@@ -117,14 +116,15 @@ class LinkReader:
 def _static(probe: Probe, link: int, active: tuple[int, ...]) -> Link:
     version = probe.whole(quantities.ENUM, "nvmlDeviceGetNvLinkVersion", link)
     remote = probe.whole(quantities.ENUM, "nvmlDeviceGetNvLinkRemoteDeviceType", link)
-    pci = probe.value("nvmlDeviceGetNvLinkRemotePciInfo", link)
+    name = "nvmlDeviceGetNvLinkRemotePciInfo"
+    pci = probe.value(name, link)
     return Link(
         index=link,
         active=link in active,
         version=_VERSIONS.get(version or 0),
         rate_bytes_per_second=_rate(probe, link) if link in active else None,
         remote=None if remote is None else _REMOTES.get(remote),
-        remote_bdf=sysfs_bdf(getattr(pci, "busId", None)),
+        remote_bdf=sysfs_bdf(probe.written(pci, "busId", name)),
         tx_bytes=None,
         rx_bytes=None,
         errors=(),

@@ -101,6 +101,15 @@ class Probe:
         self.failed(name, Malformed(f"{name}: expected printable text, got {raw!r:.40}"))
         return None
 
+    def written(self, block: Any, part: str, name: str) -> str | None:
+        """Text in a structure, None where it is not told. The binding decodes it only here, when it is looked at."""
+        try:
+            raw = getattr(block, part, None)
+        except ValueError as error:
+            self.failed(name, Malformed(f"{name}: {part}: {error}"))
+            return None
+        return raw if isinstance(raw, str) else None
+
     def filled(self, name: str, structures: Iterable[str]) -> Any:
         """The first of these structures, newest first, that binding and driver both know, filled by the call."""
         for structure in structures:

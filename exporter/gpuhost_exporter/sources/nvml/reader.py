@@ -6,7 +6,8 @@ parent replaces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from gpuhost_exporter.clock import Clock
@@ -82,10 +83,13 @@ class Reader:
         for device in self._awake(at):
             probe = Probe(self._calls, device)
             try:
-                readings.extend(read(probe))
+                with _contained():
+                    readings.extend(read(probe))
             except LOST as error:
                 call = str(error).partition(":")[0]
                 self._down[device.uuid] = _Down(fault_of(device.uuid, call, error), subject, at + DOWN_SECONDS)
+            except SourceError as error:
+                faults.append(fault_of(device.uuid, subject, error))
             else:
                 self._answered(device.uuid, subject)
             faults.extend(probe.faults)
@@ -118,14 +122,15 @@ class Reader:
             if place in skip:
                 continue
             try:
-                device = inventory.device(self._calls, index)
-                if device.uuid in devices:
-                    raise Malformed(f"nvmlDeviceGetUUID: {device.uuid} twice")
-                if device.uuid not in skip:
-                    probe = Probe(self._calls, device)
-                    gpus.append(inventory.gpu(probe))
-                    faults.extend(probe.faults)
-                devices[device.uuid] = device
+                with _contained():
+                    device = inventory.device(self._calls, index)
+                    if device.uuid in devices:
+                        raise Malformed(f"nvmlDeviceGetUUID: {device.uuid} twice")
+                    if device.uuid not in skip:
+                        probe = Probe(self._calls, device)
+                        gpus.append(inventory.gpu(probe))
+                        faults.extend(probe.faults)
+                    devices[device.uuid] = device
             except SourceError as error:
                 faults.append(fault_of(place, "open", error))
         self._devices = devices
@@ -145,3 +150,16 @@ class Reader:
             for uuid, device in self._devices.items()
             if uuid not in self._skipped and not ((down := self._down.get(uuid)) and now < down.until)
         ]
+
+
+@contextmanager
+def _contained() -> Iterator[None]:
+    """Whatever goes wrong while one GPU is read, as a SourceError; DriverDown passes, it concerns them all."""
+    try:
+        yield
+    except (SourceError, DriverDown):
+        raise
+    except Exception as error:
+        # A GPU that is going bad fills the binding's structures with anything: where that trips code nobody foresaw,
+        # it must not end the process that reads the other GPUs.
+        raise Malformed(f"{type(error).__name__}: {error}") from error
