@@ -31,8 +31,9 @@ class Board:
         self._posted.setdefault(subject, deque(maxlen=_KEPT)).append((until, reading))
 
     def last(self, subject: str, kind: type[T], now: float) -> T | None:
-        found = self.recent(subject, kind, now)
-        return found[-1] if found else None
+        posted = self._posted.get(subject)
+        until, reading = posted[-1] if posted else (now, None)
+        return reading if now <= until and isinstance(reading, kind) else None
 
     def recent(self, subject: str, kind: type[T], now: float) -> tuple[T, ...]:
         """The last few, oldest first: for who must miss none though the ticks of two threads cross."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -30,7 +31,7 @@ class Watched(Trace):
 
     def change(self, seen):
         self.host.nvml.states = seen.states
-        self.host.board.post("activity", tuple(seen.activities))
+        self.host.board.post("activity", tuple(seen.activities), math.inf)
         for window in seen.windows:
             self.host.processes.put(window)
         self.host.clock.time = self.now

@@ -221,7 +221,7 @@ class LedgerCollector(Collector):
             before = hours.last_booked(self.host.state)
             self._gap = None if before is None else max(0.0, self._wall + now - before)
         gpus = self.host.nvml.gpus()
-        for checkpoint in self._ledger.tick(now, self._seen()):
+        for checkpoint in self._ledger.tick(now, self._seen(now)):
             self._kind(checkpoint).add(checkpoint)
         latest, works = self._ledger.latest, self._ledger.works
         self._culprits.tick(now, latest, works, self._ledger.checkpoints_running())
@@ -244,11 +244,11 @@ class LedgerCollector(Collector):
         told = () if state in ("ok", "starting") else (f"I/O of GPU processes: {state}",)
         return (*super().remarks(), *told)
 
-    def _seen(self) -> Seen:
+    def _seen(self, now: float) -> Seen:
         board, nvml = self.host.board, self.host.nvml
-        posted = [reading for readings in board.recent("activity", tuple) for reading in readings]
+        posted = [reading for readings in board.recent("activity", tuple, now) for reading in readings]
         activities = [reading for reading in posted if isinstance(reading, Activity)]
-        healths = [reading for reading in board.last("health", tuple) or () if isinstance(reading, Health)]
+        healths = [reading for reading in board.last("health", tuple, now) or () if isinstance(reading, Health)]
         return Seen(
             states=nvml.gpu_states(),
             activities=activities,

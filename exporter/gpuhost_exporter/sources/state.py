@@ -18,7 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,8 @@ class State:
         """The subjects of that prefix, on disk or on their way there."""
         with self._turn:
             found = {name for name, subject in self._subjects.items() if subject.changes}
-        try:
+        with suppress(OSError):  # nothing there yet, or nothing to be had: what can be written says why
             found |= {file.removesuffix(".json") for file in os.listdir(self._folder) if file.endswith(".json")}
-        except OSError:
-            pass  # nothing there yet, or nothing to be had: what can be written says why
         return tuple(sorted(name for name in found if name.startswith(prefix)))
 
     def retry(self) -> None:
