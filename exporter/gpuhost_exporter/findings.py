@@ -172,7 +172,7 @@ def _gpus(latest: Latest, now: float) -> Iterator[_GpuFinding]:
     for seen in xids:
         if seen.severity in ("critical", "warning"):
             at = time.strftime("%d %b %H:%M:%S UTC", time.gmtime(seen.last))
-            often = "once" if seen.count == 1 else f"{seen.count:.0f} times since the exporter started, last"
+            often = "once," if seen.count == 1 else f"{seen.count:.0f} times since the exporter started, last"
             message = f"XID {seen.code}, {seen.meaning or 'not in the catalogue'}: {often} {at}"
             if seen.recent:
                 action = advice.for_gpu(latest, seen.index, seen.uuid, xids) or seen.action

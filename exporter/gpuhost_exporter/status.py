@@ -49,10 +49,11 @@ RATED: tuple[Spec, ...] = (
     storage.LIMITING,
 )
 
-_GRAVE = frozenset({"critical", "warning"})
+_GRAVE: tuple[Literal["critical", "warning"], ...] = ("critical", "warning")
 _NOT_HERE = frozenset({"absent", "unsupported", "unavailable"})
-# By gpuhost_nvml_state, what NVML's collectors are while they have nobody to ask; "failing" in any other state.
-_UNAVAILABLE: dict[str, CollectorState] = {
+# By gpuhost_nvml_state, what NVML's collectors are that read nothing and had no error; "failing" in any other state.
+_UNREAD: dict[str, CollectorState] = {
+    "ok": "waiting",
     "no_library": "not here",
     "no_driver": "not here",
     "no_gpus": "not here",
@@ -87,6 +88,7 @@ class GpuRow:
     memory_total: float | None
     throttling: tuple[str, ...] | None
     xids: float | None  # critical ones and warnings, since the exporter started
+    xid_severity: Literal["critical", "warning", ""]  # the gravest of late
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +226,7 @@ def _gpus(latest: Latest, xids: Sequence[SeenXid]) -> Iterator[GpuRow]:
     for labels in latest.rows(driver.GPU_UP):
         index, uuid = labels
         links = tuple(sorted((int(link), bool(up)) for link, up in latest.below(nvlink.UP, *labels)))
+        seen = [seen for seen in xids if (seen.index, seen.uuid) == labels]
         reasons = dict(latest.below(gpu.THROTTLE_ACTIVE, *labels))
         yield GpuRow(
             index=index,
@@ -246,14 +249,15 @@ def _gpus(latest: Latest, xids: Sequence[SeenXid]) -> Iterator[GpuRow]:
             memory_used=latest.value(gpu.MEMORY_USED, *labels),
             memory_total=latest.value(gpu.MEMORY_TOTAL, *labels),
             throttling=tuple(reason for reason, on in reasons.items() if on) if reasons else None,
-            xids=_xids(latest, labels, xids),
+            xids=_xids(latest, labels, seen),
+            xid_severity=next((word for word in _GRAVE if any(x.recent and x.severity == word for x in seen)), ""),
         )
 
 
 def _xids(latest: Latest, labels: tuple[str, ...], xids: Sequence[SeenXid]) -> float | None:
     counted = _sum(count for severity, count in latest.below(xid.EVENTS, *labels) if severity in _GRAVE)
     # What was seen just now is not in the counters yet.
-    seen = _sum(seen.count for seen in xids if (seen.index, seen.uuid) == labels and seen.severity in _GRAVE)
+    seen = _sum(seen.count for seen in xids if seen.severity in _GRAVE)
     return counted if seen is None else max(counted or 0.0, seen)
 
 
@@ -329,7 +333,7 @@ def _ports(latest: Latest, moved: Latest) -> Iterator[PortRow]:
 
 
 def _collectors(latest: Latest) -> Iterator[CollectorRow]:
-    unavailable = _UNAVAILABLE.get(latest.state(driver.NVML_STATE) or "", "failing")
+    unread = _UNREAD.get(latest.state(driver.NVML_STATE) or "starting", "failing")
     for (name,), up in latest.rows(UP).items():
         errors = tuple((kind, count) for kind, count in latest.below(ERRORS, name) if count)
         kinds = {kind for kind, _ in errors}
@@ -337,9 +341,9 @@ def _collectors(latest: Latest) -> Iterator[CollectorRow]:
         if up:
             state = "ok"
         elif not kinds:
-            state = "waiting"
+            state = unread if name in _NVML_COLLECTORS else "waiting"
         elif kinds <= _NOT_HERE:
-            state = unavailable if name in _NVML_COLLECTORS and "unavailable" in kinds else "not here"
+            state = "not here"
         elif "denied" in kinds:
             state = "denied"
         told = () if state == "not here" else errors

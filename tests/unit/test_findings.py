@@ -226,19 +226,19 @@ def test_nothing_told_is_nothing_found():
         ),
         (
             [*gpu_is("ok"), *xid_seen("79", count=0, ago=7)],
-            ("critical", "GPU 3: XID 79, of this kind: once 22 Nov 15:23:13 UTC"),
+            ("critical", "GPU 3: XID 79, of this kind: once, 22 Nov 15:23:13 UTC"),
         ),
         (
             [*gpu_is("ok"), *xid_seen("79", ago=86400 + 7)],
-            ("info", "GPU 3: XID 79, of this kind: once 21 Nov 15:23:13 UTC"),
+            ("info", "GPU 3: XID 79, of this kind: once, 21 Nov 15:23:13 UTC"),
         ),
         (
             [*gpu_is("ok"), *xid_seen("68", severity="warning", ago=7)],
-            ("warning", "GPU 3: XID 68, of this kind: once 22 Nov 15:23:13 UTC"),
+            ("warning", "GPU 3: XID 68, of this kind: once, 22 Nov 15:23:13 UTC"),
         ),
         (
             [*gpu_is("ok"), xid.ERRORS(*GPU, "999"), xid.LAST(*GPU, "999", value=NOW - 7)],
-            ("warning", "GPU 3: XID 999, not in the catalogue: once 22 Nov 15:23:13 UTC"),
+            ("warning", "GPU 3: XID 999, not in the catalogue: once, 22 Nov 15:23:13 UTC"),
         ),
         (
             [raid.UP("md0", value=0), raid.EXPECTED("md0", value=4), raid.MEMBERS("md0", "active", value=3)],

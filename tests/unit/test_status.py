@@ -58,7 +58,7 @@ def test_the_headline_is_the_gravest_finding_or_good_news(samples, verdict, head
 
 def test_what_a_gpu_does_not_tell_is_none_and_never_zero():
     (row,) = build(gpus(1)).gpus
-    told = {"index", "uuid", "name", "state", "links"}
+    told = {"index", "uuid", "name", "state", "links", "xid_severity"}
     assert all(getattr(row, name) is None for name in GpuRow.__slots__ if name not in told)
 
 
@@ -101,7 +101,10 @@ def test_an_xid_counts_from_the_moment_it_is_seen(counted, shown):
         *(xid.INFO(code, "", "critical", "") for code in ("79", "119")),
         xid.INFO("13", "", "application", ""),
     ]
-    assert build(samples, now=1010).gpus[0].xids == shown
+    (row,) = build(samples, now=1010).gpus
+    assert (row.xids, row.xid_severity) == (shown, "critical")
+    (row,) = build(samples, now=1010 + 86400).gpus
+    assert (row.xids, row.xid_severity) == (shown, "")
 
 
 def test_a_mig_instance_has_figures_of_its_own():
@@ -170,16 +173,16 @@ def test_a_collector_is_shown_by_what_ails_it(up, errors, state):
     [
         ("no_library", "not here"),
         ("no_gpus", "not here"),
+        ("ok", "waiting"),
         ("released", "waiting"),
         ("hung", "failing"),
         ("mismatch", "failing"),
     ],
 )
 def test_a_collector_of_nvml_without_anybody_to_ask_is_what_the_driver_is(driver_state, state):
-    samples = [driver.NVML_STATE(driver_state), UP("gpu", value=0), ERRORS("gpu", "unavailable", value=9)]
-    (row,) = build(samples).collectors
-    assert (row.state, bool(row.errors)) == (state, state != "not here")
-    assert row.age is None, "it has never read"
+    rows = build([driver.NVML_STATE(driver_state), UP("gpu", value=0), UP("raid", value=0)]).collectors
+    assert [(row.name, row.state, row.errors) for row in rows] == [("gpu", state, ()), ("raid", "waiting", ())]
+    assert {row.age for row in rows} == {None}, "they have never read"
 
 
 def test_simulation_and_version_are_told():

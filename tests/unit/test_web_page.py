@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gpuhost_exporter.collectors import driver, gpu, nvlink, nvme, raid, rdma, targets
+from gpuhost_exporter.collectors import block, driver, gpu, mig, nvlink, nvme, raid, rdma, storage, targets
 from gpuhost_exporter.exposition import BUILD, SIMULATED
 from gpuhost_exporter.runner import UP
 from gpuhost_exporter.status import build
@@ -91,6 +91,28 @@ def test_a_gpu_s_figures_stand_beside_their_targets():
     assert row[5] == "0 / 900 GB/s ✕"  # not by colour alone
 
 
+def test_a_mig_instance_and_an_array_stand_beside_what_they_have_at_most():
+    labels = (*GPU, "1", "0")
+    samples = [
+        *ONE_GPU,
+        mig.MIG_INFO(*labels, "MIG-1", "3g.40gb"),
+        mig.UTILIZATION(*labels, value=0.5),
+        mig.MEMORY_USED(*labels, value=34e9),
+        mig.MEMORY_TOTAL(*labels, value=40e9),
+        raid.UP("md0"),
+        storage.TARGET("md0", "read", "good", value=20e9),
+    ]
+    rates = {(block.READ_BYTES, ("md0",)): 2.5e9, (block.WRITTEN_BYTES, ("md0",)): 1e6}
+    shown = Page(render(build(samples, rates), "n").decode())
+    dash = "\N{EN DASH}"
+    assert shown.row("0 / 1 / 0")[1:] == ["3g.40gb", "50 %", dash, dash, dash, "34.0 / 40.0 GB"]
+    assert shown.row("md0")[3:5] == ["2.50 / 20.0 GB/s", "1.00 MB/s"]
+
+
+def test_a_collector_that_never_read_says_never():
+    assert page(UP("gpu", value=0)).row("gpu")[2] == "never"
+
+
 @pytest.mark.parametrize(("total", "bars"), [(0, 0), (80e9, 1)])
 def test_a_share_of_nothing_has_no_bar(total, bars):
     source = render(build([*ONE_GPU, gpu.MEMORY_USED(*GPU, value=0), gpu.MEMORY_TOTAL(*GPU, value=total)]), "n")
@@ -132,6 +154,7 @@ def test_everything_from_the_host_is_escaped():
         driver.GPU_STATE(EVIL, EVIL, EVIL),
         driver.GPU_INFO(EVIL, EVIL, EVIL, *[EVIL] * 6),
         nvlink.UP(EVIL, EVIL, "0"),
+        mig.MIG_INFO(*[EVIL] * 6),
         raid.UP(EVIL, value=0),
         raid.INFO(EVIL, EVIL, "", ""),
         nvme.UP(EVIL),
@@ -149,5 +172,5 @@ def test_everything_from_the_host_is_escaped():
 
 def test_sections_of_what_is_not_there_are_left_out():
     text = page().text
-    assert not any(word in text for word in ("NVLinks", "Storage", "RDMA ports", "Also found"))
+    assert not any(word in text for word in ("MIG instances", "NVLinks", "Storage", "RDMA ports", "Also found"))
     assert "Collectors" in text

@@ -127,7 +127,7 @@ def _gpu(row: GpuRow, shared: str) -> str:
                 _of(figures.size, row.memory_used, row.memory_total), share=_share(row.memory_used, row.memory_total)
             ),
             _cell(throttling, "warning" if row.throttling else "", text=True),
-            _cell(figures.count(row.xids), "warning" if row.xids else ""),
+            _cell(figures.count(row.xids), row.xid_severity),
         )
     )
 
