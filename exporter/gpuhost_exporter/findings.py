@@ -156,8 +156,10 @@ def _gpus(latest: Latest, now: float) -> Iterator[_GpuFinding]:
         state = latest.state(driver.GPU_STATE, index, uuid) or ""
         asked = advice.for_gpu(latest, index, uuid, xids)
         if state in _GPU:
-            action = asked or "gpuhost-exporter doctor and the log say why."
-            yield _GpuFinding(index, *_GPU[state], action)
+            severity, message = _GPU[state]
+            if state == "needs_reset" and asked == advice.POWER_CYCLE:
+                message = f"{message} that may not reach it: it fell off the bus"
+            yield _GpuFinding(index, severity, message, asked or "gpuhost-exporter doctor and the log say why.")
         recovery = latest.state(gpu_health.RECOVERY_ACTION, index, uuid)
         if recovery not in (None, "none"):
             message = f"the driver asks for a recovery: {recovery.replace('_', ' ')}"

@@ -174,8 +174,6 @@ class Status:
     drives: tuple[DriveRow, ...]
     ports: tuple[PortRow, ...]
     collectors: tuple[CollectorRow, ...]
-    storage_good: float | None  # what local storage should move under load, bytes per second
-    storage_poor: float | None
     machine: tuple[str, ...]  # make, processor, kernel, driver, what of it is told
     version: str
 
@@ -204,8 +202,6 @@ def build(samples: Iterable[Sample], rates: Mapping[Series, float] | None = None
         drives=tuple(_drives(latest, moved)),
         ports=tuple(_ports(latest, moved)),
         collectors=tuple(_collectors(latest)),
-        storage_good=latest.value(targets.STORAGE, "good"),
-        storage_poor=latest.value(targets.STORAGE, "poor"),
         machine=tuple(_machine(latest)),
         version=latest.facts(BUILD).get("version", ""),
     )

@@ -32,7 +32,7 @@ def test_a_snapshot_of_a_healthy_host_has_a_row_a_gpu_with_figures_against_targe
     assert lines[1] == "All 8 GPUs deliver"
     rows = [line for line in lines if line[:1].isdecimal() and line[1:].lstrip().startswith("ok ")]
     assert len(rows) == 8
-    assert any(re.search(r"^md0 raid0 +up +4 / 4 +\d\.\d\d / 20\.0 GB/s ", line) for line in lines)
+    assert any(re.search(r"^md0 raid0 +up +4 / 4 +[\d.]+ (?:[MG]B/s )?/ 20\.0 GB/s ", line) for line in lines)
     for row in rows:
         assert re.search(r" [1-9]\d % +[1-9]\d % +\d\.\d\d / 3\.35 TB/s ", row)
         assert "900 / 900 GB/s  18/18" in row

@@ -237,6 +237,10 @@ def test_nothing_told_is_nothing_found():
             ("warning", "GPU 3: XID 68, of this kind: once, 22 Nov 15:23:13 UTC"),
         ),
         (
+            [*gpu_is("needs_reset"), *xid_seen("79", severity="info", action="RESTART_BM")],
+            ("critical", "GPU 3: needs a reset that may not reach it: it fell off the bus"),
+        ),
+        (
             [*gpu_is("ok"), xid.ERRORS(*GPU, "999"), xid.LAST(*GPU, "999", value=NOW - 7)],
             ("warning", "GPU 3: XID 999, not in the catalogue: once, 22 Nov 15:23:13 UTC"),
         ),

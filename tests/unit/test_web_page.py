@@ -107,6 +107,8 @@ def test_a_mig_instance_and_an_array_stand_beside_what_they_have_at_most():
     dash = "\N{EN DASH}"
     assert shown.row("0 / 1 / 0")[1:] == ["3g.40gb", "50 %", dash, dash, dash, "34.0 / 40.0 GB"]
     assert shown.row("md0")[3:5] == ["2.50 / 20.0 GB/s", "1.00 MB/s"]
+    assert "After the slash" in shown.text
+    assert "After the slash" not in page(raid.UP("md0")).text, "no slash"
 
 
 def test_a_collector_that_never_read_says_never():

@@ -182,9 +182,8 @@ def _storage(status: Status) -> str:
         parts.append(_table(arrays, map(_array, status.arrays)))
     if status.drives:
         parts.append(_table(drives, map(_drive, status.drives)))
-    if status.arrays and status.storage_good is not None:
-        good, poor = figures.rate(status.storage_good), figures.rate(status.storage_poor)
-        parts.append(f'<p class="legend">Local storage under load: good from {good}; below {poor} the job waits.</p>')
+    if any(row.read_target is not None or row.written_target is not None for row in status.arrays):
+        parts.append('<p class="legend">After the slash: what is good while the array is asked for more.</p>')
     return _section("Storage", "".join(parts))
 
 
