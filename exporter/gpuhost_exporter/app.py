@@ -8,7 +8,6 @@ import platform
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -165,7 +164,9 @@ class App:
         host, scenario = simulated.parse_target(target)
         # On tmpfs where there is one: a disk's file system flushes each time that a file is replaced.
         shared = "/dev/shm"  # noqa: S108
-        temporary = tempfile.mkdtemp(prefix="gpuhost-simulated-", dir=shared if os.access(shared, os.W_OK) else None)
+        parent = shared if os.access(shared, os.W_OK) else os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108
+        temporary = f"{parent}/gpuhost-simulated-{os.urandom(6).hex()}"
+        os.mkdir(temporary, 0o700)
         simulation = Simulation(control or f"{temporary}/control.json", f"{temporary}/root", temporary)
         self._simulation = simulation  # from here on close() removes the folder
         if control and os.path.exists(control):

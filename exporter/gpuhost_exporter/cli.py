@@ -222,7 +222,6 @@ def _host_options(parser: argparse.ArgumentParser) -> None:
 def _settings(options: argparse.Namespace) -> Settings:
     """The configuration file with the flags over it."""
     from gpuhost_exporter.collectors import ALL
-    from gpuhost_exporter.sim.control import parse_target
     from gpuhost_exporter.targets import Targets
 
     names = tuple(collector.name for collector in ALL)
@@ -255,6 +254,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         if not os.path.isdir(folder):
             raise ConfigError(f"path.{key}: {folder}: no such folder; expected a {key.removesuffix('fs')} file system")
     if settings.simulate:
+        from gpuhost_exporter.sim.control import parse_target
+
         parse_target(settings.simulate)
     return settings
 

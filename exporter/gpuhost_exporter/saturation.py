@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Literal
 
+from gpuhost_exporter.averages import median
 from gpuhost_exporter.sources.block import SECTOR_BYTES, Field, Fields, growth, restarted
 
 Limit = Literal["array", "member", "submitter"]

@@ -105,6 +105,7 @@ def test_it_says_what_it_judges_by(tmp_path, profiled, processes, labels):
 def test_a_gap_before_the_start_is_a_gauge_and_no_jump(tmp_path):
     first = Watched(tmp_path, ("steady", 30)).run()
     assert "ledger_gap_seconds" not in first.found
+    first.host.state.close()
     again = Watched(tmp_path, ("steady", 500)).run(range(100, 104))
     assert again.found["ledger_gap_seconds"] == {(): pytest.approx(80, abs=6)}
     assert sum(again.of("gpu_time_seconds_total", account) for account in ACCOUNTS) < 4

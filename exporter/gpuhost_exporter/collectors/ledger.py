@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors.per_gpu import gpu_counter, gpu_gauge, gpu_info, gpu_labels, one_of
 from gpuhost_exporter.host import Host
-from gpuhost_exporter.ledger import hours
 from gpuhost_exporter.ledger.accounts import ACCOUNTS
-from gpuhost_exporter.ledger.checkpoint import Checkpoint
-from gpuhost_exporter.ledger.culprit import KINDS, Culprits
 from gpuhost_exporter.ledger.histogram import Histogram
-from gpuhost_exporter.ledger.ledger import Ledger, Seen
-from gpuhost_exporter.ledger.piece import Piece
-from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.nvml.readings import Activity, Gpu, Health
 from gpuhost_exporter.specs import Sample, counter, gauge, histogram
+
+if TYPE_CHECKING:
+    from gpuhost_exporter.ledger.checkpoint import Checkpoint
+    from gpuhost_exporter.ledger.ledger import Seen
+    from gpuhost_exporter.ledger.piece import Piece
 
 SAVE_SECONDS = 15.0
 _FIRST_SAVE_SECONDS = 5.0  # a short run leaves its trace too
@@ -202,8 +202,15 @@ class LedgerCollector(Collector):
     )
 
     def __init__(self, host: Host) -> None:
+        # Imported by who runs it: its memory is not for hosts where it is off.
+        from gpuhost_exporter.ledger import hours
+        from gpuhost_exporter.ledger.culprit import Culprits
+        from gpuhost_exporter.ledger.ledger import Ledger, Seen
+        from gpuhost_exporter.ledger.thresholds import Thresholds
+
         super().__init__(host)
         limits = Thresholds.load(host.settings.ledger)
+        self._seen_of = Seen
         self._limits = limits
         self._ledger = Ledger(limits, self._spend)
         self._culprits = Culprits(limits)
@@ -218,7 +225,7 @@ class LedgerCollector(Collector):
         self._wall = self.host.clock.wall() - now
         if self._saved_at is None:
             self._saved_at = now - SAVE_SECONDS + _FIRST_SAVE_SECONDS
-            before = hours.last_booked(self.host.state)
+            before = self._hours.last_booked()
             self._gap = None if before is None else max(0.0, self._wall + now - before)
         gpus = self.host.nvml.gpus()
         for checkpoint in self._ledger.tick(now, self._seen(now)):
@@ -249,7 +256,7 @@ class LedgerCollector(Collector):
         posted = [reading for readings in board.recent("activity", tuple, now) for reading in readings]
         activities = [reading for reading in posted if isinstance(reading, Activity)]
         healths = [reading for reading in board.last("health", tuple, now) or () if isinstance(reading, Health)]
-        return Seen(
+        return self._seen_of(
             states=nvml.gpu_states(),
             activities=activities,
             windows=self.host.processes.take(),
@@ -312,7 +319,7 @@ class LedgerCollector(Collector):
             yield HANG(*labels, value=self._culprits.hung.get(gpu.uuid, 0.0))
             if gpu.uuid in densities:
                 yield DENSITY(*labels, value=densities[gpu.uuid])
-            for kind in KINDS:
+            for kind in self._culprits.kinds:
                 culprit = found.get((gpu.uuid, kind))
                 yield CULPRIT(*labels, kind, value=float(culprit is not None))
                 if culprit:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
+from gpuhost_exporter.averages import median
 from gpuhost_exporter.ledger.piece import Piece, Work
 from gpuhost_exporter.ledger.thresholds import Thresholds
 
@@ -44,6 +44,8 @@ class _Density:
 
 
 class Culprits:
+    kinds = KINDS
+
     def __init__(self, limits: Thresholds) -> None:
         self._limits = limits
         self._jobs: dict[str, _Job] = {}

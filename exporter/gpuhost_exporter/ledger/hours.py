@@ -56,6 +56,9 @@ class Hours:
             self._state.update(PREFIX + day, partial(_merged, new=buckets, gpus=known, wall=wall))
         self._state.keep_newest(PREFIX, DAYS_KEPT)
 
+    def last_booked(self) -> float | None:
+        return last_booked(self._state)
+
 
 def last_booked(state: State) -> float | None:
     """When something was last booked, seconds since the epoch; None when nothing ever was."""
