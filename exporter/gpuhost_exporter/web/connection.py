@@ -45,7 +45,7 @@ class Limits:
     head_seconds: float = 10  # TLS handshake and the first request's head together; each later head
     idle_seconds: float = 75  # longer than the usual scrape intervals, so that Prometheus can reuse it
     write_seconds: float = 30  # one response
-    answers: int = 8  # made and sent at a time: their bytes are in memory
+    answers: int = 4  # made and sent at a time: their bytes are in memory
 
 
 class Refused(Exception):
