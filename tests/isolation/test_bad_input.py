@@ -30,6 +30,8 @@ from gpuhost_exporter.errors import SourceError
 from gpuhost_exporter.sim import control
 from gpuhost_exporter.sim.tree import Tree
 
+# These read the same files again, or none of the tree's.
+OTHERS = [f"--no-collector.{name}" for name in ("storage", "filesystem", "pagecache", "nfs", "nvme_health")]
 SUBJECTS = (BlockCollector, NvmeCollector, RaidCollector, RdmaCollector, PressureCollector, MachineCollector)
 
 
@@ -183,7 +185,7 @@ def host(tmp_path_factory):
     quick = "".join(f"[collector.{kind.name}]\ninterval = 0.2\n" for kind in SUBJECTS)
     (folder / "exporter.toml").write_text(f"{quick}[collector.inventory]\ninterval = 0.2\n")
     paths = (f"--path.procfs={root}/proc", f"--path.sysfs={root}/sys")
-    with Daemon(folder, f"--config.file={folder}/exporter.toml", *paths) as daemon:
+    with Daemon(folder, f"--config.file={folder}/exporter.toml", *paths, *OTHERS) as daemon:
         daemon.ready()
         daemon.wait_until(lambda seen: select(seen, "gpuhost_kernel_log_up"), 10)
         yield daemon, root

@@ -203,7 +203,8 @@ def test_arrays_are_md_devices_without_firmware_raids_containers(tmp_path):
         "sys/block/nvme0n1/size": "1\n",
     }
     assert raid.arrays(plant(tmp_path, files)) == ("md0", "md126")
-    assert raid.arrays(plant(tmp_path / "other", {})) == ()
+    with pytest.raises(Absent):
+        raid.arrays(plant(tmp_path / "other", {}))
 
 
 @pytest.mark.parametrize("file", ["level", "raid_disks", "array_state"])

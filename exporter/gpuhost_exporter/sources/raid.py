@@ -32,7 +32,6 @@ from gpuhost_exporter.sources.files import (
     listed,
     names,
     optional_count,
-    optional_names,
     optional_text,
     read_text,
 )
@@ -103,10 +102,13 @@ class Array:
 
 
 def arrays(root: Root) -> tuple[str, ...]:
-    """Names of the md devices, without the containers of firmware RAID, which hold no data of their own."""
+    """Names of the md devices, without the containers of firmware RAID, which hold no data of their own.
+
+    Raises Absent where the kernel's list of disks is not there: then nobody can say that an array is missing.
+    """
     return tuple(
         name
-        for name in optional_names(f"{root.sys}/block")
+        for name in names(f"{root.sys}/block")
         if name.startswith("md") and os.path.isdir(_folder(root, name)) and not _is_container(root, name)
     )
 
