@@ -136,7 +136,8 @@ class App:
             chosen = self.settings.collectors.get(kind.name)
             enabled = chosen.enabled if chosen else None
             if kind.on_by_default if enabled is None else enabled:
-                yield kind(self.host), (chosen.interval if chosen else None) or kind.interval
+                collector = kind(self.host)
+                yield collector, collector.seconds_between_polls()
 
     def _jobs(self, collectors: set[str]) -> Iterator[Job]:
         """The privileged reader's, with no more privilege than the collectors that run can use."""
@@ -263,7 +264,7 @@ def serve(settings: Settings, launcher: Launcher) -> int:
             metrics=app.exposition.render,
             healthy=lambda: _healthy(app),
             ready=lambda: _ready(app),
-            page=lambda nonce: _page(app, rates.look(_snapshots(app)), nonce),
+            page=lambda nonce: _page(app, rates.look(app.runner.snapshots()), nonce),
         )
         server = Server(settings.listen_addresses, routes, settings.web_config_file)
         app.server_samples = server.samples
@@ -273,7 +274,7 @@ def serve(settings: Settings, launcher: Launcher) -> int:
         runtime.write_pid()
         log.info("listening on %s", ", ".join(server.addresses))
         try:
-            return _until_stopped(app, runtime, lambda: rates.look(_snapshots(app)))
+            return _until_stopped(app, runtime, lambda: rates.look(app.runner.snapshots()))
         finally:
             runtime.remove_pid()
             server.close()
@@ -314,11 +315,6 @@ def _healthy(app: App) -> tuple[bool, str]:
 def _ready(app: App) -> tuple[bool, str]:
     waiting = app.runner.waiting()
     return (False, "not polled yet: " + ", ".join(waiting)) if waiting else (True, "every collector has polled")
-
-
-def _snapshots(app: App) -> list[tuple[float, tuple[Sample, ...]]]:
-    now = app.clock.now()
-    return [(snapshot.at, snapshot.samples) for task in app.runner.tasks if (snapshot := task.fresh(now))]
 
 
 def _page(app: App, rates: Mapping[Series, float], nonce: str) -> bytes:

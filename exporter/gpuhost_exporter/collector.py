@@ -54,9 +54,12 @@ class Collector:
 
     def post(self, subject: str, reading: object) -> None:
         """Put a reading on the board, to last as long as a snapshot of this collector does."""
+        self.host.board.post(subject, reading, self.host.clock.now() + lifetime(self.seconds_between_polls()))
+
+    def seconds_between_polls(self) -> float:
+        """The configured interval, else the collector's own."""
         chosen = self.host.settings.collectors.get(self.name)
-        interval = (chosen.interval if chosen else None) or self.interval
-        self.host.board.post(subject, reading, self.host.clock.now() + lifetime(interval))
+        return (chosen.interval if chosen else None) or self.interval
 
     @contextmanager
     def guard(self, device: str) -> Iterator[None]:

@@ -13,7 +13,6 @@ from gpuhost_exporter.config import Settings
 from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Task
 from gpuhost_exporter.sources.launcher import Launcher
-from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.status import RATED, build
 from gpuhost_exporter.table import render, table
 
@@ -101,19 +100,15 @@ def _look_twice(app: App, timeout: float) -> Mapping[Series, float]:
     until = time.monotonic() + timeout
     rates = Rates(RATED)
     _wait(app, until, dict.fromkeys(app.runner.tasks, 0))
-    rates.look(_snapshots(app))
+    rates.look(app.runner.snapshots())
     time.sleep(max(0.0, min(_APART, until - time.monotonic())))
     polls = {task: task.polls for task in app.runner.tasks}
     app.runner.hurry()
     _wait(app, until, polls)
-    return rates.look(_snapshots(app))
+    return rates.look(app.runner.snapshots())
 
 
 def _wait(app: App, until: float, polls: Mapping[Task, int]) -> None:
     """Until every collector has polled more often than that, or the time is up."""
     while time.monotonic() < until and any(task.polls <= polls[task] for task in app.runner.tasks):
         time.sleep(0.02)
-
-
-def _snapshots(app: App) -> list[tuple[float, tuple[Sample, ...]]]:
-    return [(task.snapshot.at, task.snapshot.samples) for task in app.runner.tasks if task.snapshot]

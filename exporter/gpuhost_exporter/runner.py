@@ -164,6 +164,11 @@ class Runner:
             if collectors is None or task.collector.name in collectors:
                 task.hurry()
 
+    def snapshots(self) -> list[tuple[float, tuple[Sample, ...]]]:
+        """When each subject was read and what it told, of what is fresh now."""
+        now = self._clock.now()
+        return [(snapshot.at, snapshot.samples) for task in self.tasks if (snapshot := task.fresh(now))]
+
     def samples(self) -> Iterator[Sample]:
         """Everything that is published and fresh now, self-metrics last."""
         now = self._clock.now()

@@ -80,8 +80,7 @@ class StorageCollector(Collector):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        chosen = host.settings.collectors.get(self.name)
-        self._longest = 3 * ((chosen.interval if chosen else None) or self.interval)
+        self._longest = 3 * self.seconds_between_polls()
         self._volumes: tuple[Volume, ...] = ()
         self._wanted: dict[str, tuple[str, ...]] = {}
         self._folds: dict[str, tuple[Volume, Saturation]] = {}
