@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import shutil
 import signal
 import sys
 import threading
@@ -124,6 +123,8 @@ class App:
             self.host.state.close()
         self.launcher.close()
         if self._simulation:
+            import shutil  # brings every compressor along
+
             shutil.rmtree(self._simulation.temporary, ignore_errors=True)
 
     def own_samples(self) -> Iterator[Sample]:

@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Says whether a GPU host delivers the metal that is paid for, and where every GPU-second went.",
     )
     parser.add_argument("--version", action="version", version=f"gpuhost-exporter {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", prog=parser.prog)  # else it formats a usage
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)

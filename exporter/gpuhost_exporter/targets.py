@@ -7,13 +7,14 @@ A product is found by the exact name that NVML reports; one that is not listed i
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from importlib import resources
 from typing import Any
 
 from gpuhost_exporter.errors import ConfigError
+from gpuhost_exporter.sources.files import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -122,7 +123,8 @@ class Targets:
 
 def read_data(name: str) -> dict[str, Any]:
     """One of the package's own tables."""
-    data: dict[str, Any] = tomllib.loads((resources.files("gpuhost_exporter") / "data" / name).read_text("utf-8"))
+    # Not importlib.resources: with it come tempfile, random and OpenSSL, 2 MiB in every process.
+    data: dict[str, Any] = tomllib.loads(read_text(f"{os.path.dirname(__file__)}/data/{name}"))
     return data
 
 

@@ -215,7 +215,7 @@ def test_the_reference_host_is_an_hgx_h100() -> None:
         ("md127", "raid1", 2),
     ]
     assert sorted(port.gigabits for port in host.ports) == [100] + [400] * 8
-    assert dataclasses.asdict(host.gpus[0])["uuid"] == "GPU-7dc202ad-997a-569b-9022-e21f60fab8b6"
+    assert dataclasses.asdict(host.gpus[0])["uuid"] == "GPU-ab81209e-dc86-1008-458f-41b232887124"
 
 
 def test_a_gpus_levels_and_holders_are_set_live_and_its_siblings_keep_theirs(tmp_path):

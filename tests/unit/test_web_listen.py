@@ -65,9 +65,10 @@ def test_without_a_host_both_families_are_served():
     [
         ("192.0.2.1:0", "Cannot assign requested address"),
         ("no-such-host.invalid:1", "cannot listen"),
-        ("a" * 300 + ":1", "not a host name"),
+        ("a" * 300 + ":1", "cannot listen"),
+        ("\udce4:1", "not a host name"),
     ],
-    ids=["not ours", "unknown name", "no name"],
+    ids=["not ours", "unknown name", "too long", "no name"],
 )
 def test_an_address_that_cannot_be_taken_is_a_configuration_error(address, reason):
     with pytest.raises(ConfigError, match=reason) as caught:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 from gpuhost_exporter.clock import Clock
 from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.sim import catalogue, scenario
+from gpuhost_exporter.sim.parts import identifier
 from gpuhost_exporter.sim.scenario import GpuLevels
 
 DEFAULT_SCENARIO = "steady"
@@ -84,7 +84,7 @@ def create(
         host=host,
         segments=(Segment(scenario, clock.now()),),
         frozen=frozen,
-        boot_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{host} {wall!r}")),
+        boot_id=identifier(host, wall),
         started_wall=wall,
         real_roots=real_roots,
     )

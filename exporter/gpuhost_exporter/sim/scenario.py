@@ -21,14 +21,15 @@ Numbers of GPUs and drives are taken modulo the host's count, so that every scen
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Literal, NamedTuple, get_args
 
 from gpuhost_exporter.errors import ConfigError
+from gpuhost_exporter.sources.files import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -171,8 +172,7 @@ def is_ratio(name: str) -> bool:
 
 @cache
 def names() -> tuple[str, ...]:
-    files = (resources.files(__package__) / "scenarios").iterdir()
-    stems = (file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+    stems = (name.removesuffix(".toml") for name in os.listdir(_folder()) if name.endswith(".toml"))
     return tuple(sorted(stem for stem in stems if stem != "activities"))
 
 
@@ -185,7 +185,11 @@ def load(name: str) -> Scenario:
 
 
 def _text(name: str) -> str:
-    return (resources.files(__package__) / "scenarios" / f"{name}.toml").read_text("utf-8")
+    return read_text(f"{_folder()}/{name}.toml")
+
+
+def _folder() -> str:
+    return os.path.join(os.path.dirname(__file__), "scenarios")
 
 
 def activities(text: str) -> dict[str, dict[str, dict[str, float]]]:

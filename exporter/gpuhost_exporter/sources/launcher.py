@@ -67,6 +67,7 @@ class Launcher:
         marks = mmap.mmap(-1, mmap.PAGESIZE)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
+        _freeze()
         pid = os.fork()
         if pid == 0:
             ours.close()
@@ -164,6 +165,12 @@ class Launcher:
         return descriptor
 
 
+def _freeze() -> None:
+    """Before a fork: objects that the garbage collector leaves alone stay in memory that both processes share."""
+    gc.collect()
+    gc.freeze()
+
+
 class _Server:
     """The launcher process itself: one thread, so that fork is safe."""
 
@@ -203,12 +210,10 @@ class _Server:
             if request["pid"] in self._children:
                 os.kill(request["pid"], signal.SIGKILL)
             return True
-        # Frozen objects stay out of the collector's way: less of the shared memory is written to, and so copied.
         kind = self._kinds[request["reader"]]
         module, _, function = kind.main.partition(":")
         main = getattr(importlib.import_module(module), function)
-        gc.collect()
-        gc.freeze()
+        _freeze()
         launcher = os.getpid()
         pid = os.fork()
         if pid == 0:

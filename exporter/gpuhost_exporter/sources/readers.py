@@ -47,13 +47,11 @@ def nvml(sockets: Sequence[socket.socket], arguments: Mapping[str, Any], marks: 
     from gpuhost_exporter.sources.nvml.reader import Reader
 
     clock = SystemClock()
-    control = arguments.get("simulate")
-    if control:
+    binding = load()
+    if control := arguments.get("simulate"):
         from gpuhost_exporter.sim.nvml import SimNvml
 
-        binding: Any = SimNvml(control, clock)
-    else:
-        binding = load()
+        binding = SimNvml(control, clock)
     pipe, events = Pipe(sockets[0]), Pipe(sockets[1])
     mark = MarkWriter(marks)
     reader = Reader(binding, clock, mark)

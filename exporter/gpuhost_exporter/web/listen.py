@@ -32,12 +32,17 @@ def listen(address: str) -> socket.socket:
     try:
         if not host:
             return _listen_everywhere(port)
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(_name(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, name = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         return _listening(family, name)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a host name"
         raise ConfigError(f"cannot listen on {address}: {reason}") from error
+
+
+def _name(host: str) -> str | bytes:
+    """As bytes where that will do: text goes through tables of Unicode that take 1 MiB."""
+    return host.encode() if host.isascii() else host
 
 
 def bound_address(listener: socket.socket) -> str:

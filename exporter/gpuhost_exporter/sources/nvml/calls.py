@@ -7,8 +7,11 @@ does not have remembered.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Hashable
+import sys
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from gpuhost_exporter.clock import Clock
@@ -76,7 +79,22 @@ class _Refusal(NamedTuple):
 
 def load() -> Any:
     """The real binding. Nothing else imports it: it costs 5 MiB that only the child should pay."""
-    return importlib.import_module("pynvml")
+    # pynvml imports find_library and never calls it; ctypes.util would bring subprocess, tempfile and OpenSSL: 1.5 MiB.
+    with _standing_in("ctypes.util", find_library=lambda _name: None):
+        return importlib.import_module("pynvml")
+
+
+@contextmanager
+def _standing_in(name: str, **attributes: object) -> Iterator[None]:
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = module = ModuleType(name)
+    vars(module).update(attributes)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def kind_of(code: int) -> type[SourceError]:
