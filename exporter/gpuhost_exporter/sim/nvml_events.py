@@ -9,7 +9,7 @@ from typing import Any
 
 import pynvml
 
-from gpuhost_exporter.sim.nvml_library import Library
+from gpuhost_exporter.sim.nvml_library import Library, refusal
 
 _SET_ADDRESS = 0x7F40_0000_0000
 _LOOK_SECONDS = 0.5  # looking stands for a wait in the driver, which costs nothing
@@ -55,9 +55,9 @@ class EventCalls(Library):
         known = self._event_set(eventSet)
         deadline = time.monotonic() + timeoutms / 1000
         while True:
-            for gpu in self._host.gpus:
-                if gpu.index in known.masks:
-                    self._refuse_lost(gpu)
+            faults = self._timeline.faults(self._elapsed())
+            if error := refusal(fault for fault in faults if fault.gpu in known.masks):
+                raise pynvml.NVMLError(error)
             data = self._next_event(known)
             if data is not None:
                 return data

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from gpuhost_exporter.clock import Clock
 from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.sim import control
 from gpuhost_exporter.sim.hosts import Driver, Gpu, GpuModel, HostSpec, MigInstance
+from gpuhost_exporter.sim.scenario import Fault
 from gpuhost_exporter.sim.timeline import GpuMoment, Timeline
 
 _GPU_ADDRESS = 0x7F10_0000_0000
@@ -199,12 +200,6 @@ class Library:
     def _state(self, gpu: Gpu, elapsed: float) -> GpuState:
         faults = self._timeline.faults(elapsed)
         own = tuple(fault for fault in faults if fault.gpu == gpu.index)
-        kinds = {fault.kind for fault in own}
-        error = 0
-        if "gpu_lost" in kinds:
-            error = pynvml.NVML_ERROR_GPU_IS_LOST
-        elif "reset_required" in kinds:
-            error = pynvml.NVML_ERROR_RESET_REQUIRED
         fabric = next((fault.code for fault in faults if fault.kind == "fabric"), 3)
         return GpuState(
             gpu=gpu,
@@ -215,9 +210,17 @@ class Library:
             dead_links=frozenset(link for fault in own if fault.kind == "link_down" for link in fault.links),
             link_errors=self._timeline.link_errors(gpu.index, elapsed),
             fabric=fabric if self._host.fabric else 0,
-            error=error,
-            hangs="call_hangs" in kinds,
+            error=refusal(own),
+            hangs=any(fault.kind == "call_hangs" for fault in own),
         )
+
+
+def refusal(faults: Iterable[Fault]) -> int:
+    """The error with which a GPU in this state refuses every call; 0 where it answers."""
+    kinds = {fault.kind for fault in faults}
+    if "gpu_lost" in kinds:
+        return int(pynvml.NVML_ERROR_GPU_IS_LOST)
+    return int(pynvml.NVML_ERROR_RESET_REQUIRED) if "reset_required" in kinds else 0
 
 
 def _address(handle: Any) -> int:
