@@ -156,6 +156,19 @@ def test_heat_shows_as_seconds_throttled_on_the_hot_gpu_only(start):
     assert grown == {"2"}
 
 
+def test_locked_clocks_and_a_lowered_power_limit_show_on_their_gpus_only(start):
+    daemon = start("clocks-locked", elapsed=25.0)
+    series = daemon.wait_until(all_gpus_read, 10)
+    locked = select(series, "gpuhost_gpu_clocks_locked")
+    assert {dict(key)["gpu"] for key, shows in locked.items() if shows} == {"5"}
+    lowered = select(series, "gpuhost_gpu_power_limit_lowered")
+    assert {dict(key)["gpu"] for key, shows in lowered.items() if shows} == {"6"}
+    assert len(lowered) == 8
+    assert value(series, "gpuhost_gpu_power_limit_watts", gpu="6") == 500
+    assert value(series, "gpuhost_gpu_power_limit_default_watts", gpu="6") == 700
+    assert b"clocks are locked" in daemon.get("/")[1]
+
+
 def test_an_event_is_counted_once_across_restarts(start, tmp_path):
     daemon = start("xid-79", f"--storage.path={tmp_path}/kept", elapsed=15.0)
     for code in ("79", "154"):

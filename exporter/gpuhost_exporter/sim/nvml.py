@@ -186,7 +186,8 @@ class SimNvml(EventCalls, FieldCalls, LinkCalls, ProfilingCalls):
         return self.nvmlDeviceGetMaxClockInfo(handle, type)
 
     def nvmlDeviceGetApplicationsClock(self, handle: Any, type: int) -> int:  # noqa: A002
-        return self.nvmlDeviceGetMaxClockInfo(handle, type)
+        limit = self._ask(handle).clock_limit_mhz
+        return self._model.memory_clock_mhz if type == pynvml.NVML_CLOCK_MEM else limit
 
     def nvmlDeviceGetDefaultApplicationsClock(self, handle: Any, type: int) -> int:  # noqa: A002
         return self.nvmlDeviceGetMaxClockInfo(handle, type)
@@ -289,17 +290,17 @@ class SimNvml(EventCalls, FieldCalls, LinkCalls, ProfilingCalls):
         return histogram
 
     def nvmlDeviceGetEnforcedPowerLimit(self, handle: Any) -> int:
-        self._ask(handle)
-        return 1000 * self._model.limit_watts
+        return 1000 * self._ask(handle).power_limit_watts
 
     def nvmlDeviceGetPowerManagementLimit(self, handle: Any) -> int:
         return self.nvmlDeviceGetEnforcedPowerLimit(handle)
 
     def nvmlDeviceGetPowerManagementDefaultLimit(self, handle: Any) -> int:
-        return self.nvmlDeviceGetEnforcedPowerLimit(handle)
+        self._ask(handle)
+        return 1000 * self._model.limit_watts
 
     def nvmlDeviceGetPowerManagementLimitConstraints(self, handle: Any) -> list[int]:
-        return [1000 * self._model.min_limit_watts, self.nvmlDeviceGetEnforcedPowerLimit(handle)]
+        return [1000 * self._model.min_limit_watts, self.nvmlDeviceGetPowerManagementDefaultLimit(handle)]
 
     def nvmlDeviceGetCurrPcieLinkGeneration(self, handle: Any) -> int:
         return self._ask(handle).gpu.pci.generation

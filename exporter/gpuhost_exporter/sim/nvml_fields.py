@@ -102,7 +102,6 @@ def remapped_rows(state: GpuState) -> int:
 
 
 _NONE_YET = _count(lambda _: 0)
-_LIMIT = _milliwatts(lambda state: state.model.limit_watts)
 _RECOVERIES = _per_hopper_link(lambda state, link: state.link_errors.get(link, 0))
 
 _FIELDS: dict[int, _Field] = {
@@ -136,7 +135,8 @@ _FIELDS: dict[int, _Field] = {
     185: _milliwatts(lambda state: state.moment.watts),
     186: _milliwatts(lambda state: state.moment.watts),
     187: _milliwatts(lambda state: state.model.min_limit_watts),
-    **dict.fromkeys((188, 189, 190, 192), _LIMIT),
+    **dict.fromkeys((188, 189), _milliwatts(lambda state: state.model.limit_watts)),  # highest, default
+    **dict.fromkeys((190, 192), _milliwatts(lambda state: state.power_limit_watts)),  # in force, asked for
     191: lambda state, scope: None if scope else (_ULONGLONG, int(state.moment.joules * 1000)),
     193: _offset(-8),
     194: _offset(-2),

@@ -17,7 +17,7 @@ from gpuhost_exporter.clock import Clock
 from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.sim import control
 from gpuhost_exporter.sim.hosts import Driver, Gpu, GpuModel, HostSpec, MigInstance
-from gpuhost_exporter.sim.scenario import Fault
+from gpuhost_exporter.sim.scenario import Fault, FaultKind
 from gpuhost_exporter.sim.timeline import GpuMoment, Timeline
 
 _GPU_ADDRESS = 0x7F10_0000_0000
@@ -41,6 +41,8 @@ class GpuState:
     fabric: int  # NVML's state
     error: int  # what every call about the GPU gets instead of an answer, 0 for none
     hangs: bool
+    clock_limit_mhz: int
+    power_limit_watts: int
 
 
 def not_found(*_: object, **__: object) -> NoReturn:
@@ -212,7 +214,13 @@ class Library:
             fabric=fabric if self._host.fabric else 0,
             error=refusal(own),
             hangs=any(fault.kind == "call_hangs" for fault in own),
+            clock_limit_mhz=_code_of(own, "clocks_locked") or self._model.sm_clock_mhz,
+            power_limit_watts=_code_of(own, "power_limit_lowered") or self._model.limit_watts,
         )
+
+
+def _code_of(faults: Iterable[Fault], kind: FaultKind) -> int:
+    return next((fault.code for fault in faults if fault.kind == kind), 0)
 
 
 def refusal(faults: Iterable[Fault]) -> int:

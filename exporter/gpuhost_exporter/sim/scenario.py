@@ -116,6 +116,8 @@ FaultKind = Literal[
     "array_recovering",
     "drive_pulled",  # out of its slot
     "drive_hangs",  # its controller answers no admin command
+    "clocks_locked",
+    "power_limit_lowered",
 ]
 _FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
@@ -131,7 +133,7 @@ class Fault:
     drive: int = 0  # drive_pulled, drive_hangs: its place among the host's
     links: tuple[int, ...] = ()
     per_second: float = 0.0  # link_errors
-    code: int = 0  # xid, sxid; fabric: NVML's state
+    code: int = 0  # xid, sxid; fabric: NVML's state; clocks_locked: MHz; power_limit_lowered: watts
     event: bool = False  # xid: NVML delivers it too
     text: str = ""  # xid, sxid: the kernel log's words after the number
 
