@@ -4,13 +4,15 @@
     /sys/block/md0/md/array_state         clean    (active, active-idle, write-pending, readonly, read-auto: it serves;
                                                     clear, inactive, broken: it does not)
     /sys/block/md0/md/raid_disks          4        (empty for an array that is not assembled)
-    /sys/block/md0/md/degraded            0        \\
-    /sys/block/md0/md/sync_action         idle      | not for raid0 and linear
+    /sys/block/md0/md/degraded            0        this and all of sync_action to mismatch_cnt not for raid0 and linear
+    /sys/block/md0/md/sync_action         idle
     /sys/block/md0/md/sync_completed      81920 / 7501343744 sectors, none, delayed
     /sys/block/md0/md/sync_speed          203776   KiB/s, none
+    /sys/block/md0/md/mismatch_cnt        0        sectors that the last check or repair found to differ
     /sys/block/md0/md/layout              258      raid10: near copies in the low byte, far copies in the next
     /sys/block/md0/md/dev-nvme0n1/state   in_sync  (a list: faulty, spare, write_mostly, blocked, journal, ...)
     /sys/block/md0/md/dev-nvme0n1/slot    0        (none, journal)
+    /sys/block/md0/md/dev-nvme0n1/errors  0        read errors that cost it nothing: the others had the data
     /sys/block/md0/md/dev-nvme0n1/block   -> the member's folder; leads nowhere once the drive is gone
 
 A raid0 that lost a drive says clean until somebody reads or writes; the link that leads nowhere tells at once.
@@ -27,6 +29,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpuhost_exporter.errors import Gone, Malformed
+from gpuhost_exporter.sources.block import SECTOR_BYTES
 from gpuhost_exporter.sources.files import (
     Root,
     listed,
@@ -49,20 +52,28 @@ _SPARED = {"raid0": 0, "linear": 0, "raid4": 1, "raid5": 1, "raid6": 2}
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """`slot` is its place among raid_disks, None for a spare, a journal or a member that was thrown out."""
+    """`slot` is its place among raid_disks, None for a spare, a journal or a member that was thrown out.
+
+    `corrected_errors` is None without redundancy.
+    """
 
     name: str
     state: MemberState
     slot: int | None
+    corrected_errors: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """A resync, recovery, check or reshape. The ratio is None while it waits or none is under way."""
+    """A resync, recovery, check or reshape. The ratio is None while it waits or none is under way.
+
+    `mismatched_bytes`: what the last check or repair found to differ between members.
+    """
 
     action: str
     done_ratio: float | None
     bytes_per_second: float | None
+    mismatched_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +133,7 @@ def read(root: Root, name: str) -> Array:
         disks = read_text(f"{folder}/raid_disks")
         return Array(
             name=name,
-            members=tuple(_members(folder)),
+            members=tuple(_members(folder, redundant=action is not None)),
             level=read_text(f"{folder}/level"),
             raid_disks=parse_present(disks) if disks else 0,
             metadata=optional_text(f"{folder}/metadata_version"),
@@ -178,21 +189,22 @@ def raid10_reachable(raid_disks: int, layout: int, slots: set[int]) -> bool:
     )
 
 
-def _members(folder: str) -> Iterator[Member]:
+def _members(folder: str, *, redundant: bool) -> Iterator[Member]:
     for entry in names(folder):
         if entry.startswith("dev-"):
             # One that is taken out of the array just now is no fault of the array's reading.
             with suppress(Gone), listed(f"{folder}/{entry}"):
-                yield _member(f"{folder}/{entry}", entry.removeprefix("dev-"))
+                yield _member(f"{folder}/{entry}", entry.removeprefix("dev-"), redundant=redundant)
 
 
-def _member(folder: str, name: str) -> Member:
+def _member(folder: str, name: str, *, redundant: bool) -> Member:
     link = f"{folder}/block"
     slot_text = read_text(f"{folder}/slot")
     slot = int(slot_text) if slot_text.isdecimal() and len(slot_text) < 10 else None
     if os.path.islink(link) and not os.path.exists(link):
         return Member(name, "missing", slot)
-    return Member(name, parse_member_state(read_text(f"{folder}/state"), slot), slot)
+    errors = optional_count(f"{folder}/errors") if redundant else None
+    return Member(name, parse_member_state(read_text(f"{folder}/state"), slot), slot, errors)
 
 
 def _state(folder: str) -> str:
@@ -205,10 +217,12 @@ def _state(folder: str) -> str:
 def _sync(folder: str, action: str) -> Sync:
     completed = optional_text(f"{folder}/sync_completed")
     speed = optional_count(f"{folder}/sync_speed")
+    mismatched = optional_count(f"{folder}/mismatch_cnt")
     return Sync(
         action,
         None if completed is None else parse_progress(completed),
         None if speed is None else speed * 1024.0,
+        None if mismatched is None else mismatched * SECTOR_BYTES,
     )
 
 
