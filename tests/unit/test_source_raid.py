@@ -72,6 +72,10 @@ def test_raid0_has_neither_degraded_nor_sync_nor_errors_made_good(tmp_path):
     assert got.count("missing") == 0
 
 
+def test_the_layout_that_a_raid0_does_not_have_costs_nothing(tmp_path):
+    assert raid.read(plant(tmp_path, striped() | array("raid0", "2", layout="-1")), "md0").layout is None
+
+
 def test_raid0_whose_members_link_leads_nowhere_is_unreachable_though_md_calls_it_clean(tmp_path):
     got = raid.read(plant(tmp_path, striped(there=False)), "md0")
     assert got.state == "clean"

@@ -78,7 +78,10 @@ class Sync:
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """`degraded` and `sync` are None for levels without redundancy, raid_disks 0 for what is not assembled."""
+    """`degraded` and `sync` are None for levels without redundancy, raid_disks 0 for what is not assembled.
+
+    `layout` is None for any level but raid10.
+    """
 
     name: str
     level: str
@@ -129,12 +132,14 @@ def read(root: Root, name: str) -> Array:
     folder = _folder(root, name)
     with listed(folder):
         action = optional_text(f"{folder}/sync_action")
-        layout = optional_text(f"{folder}/layout")
+        level = read_text(f"{folder}/level")
+        # Of other levels it says how blocks are laid out, or -1 for a raid0 that has no choice of it.
+        layout = optional_text(f"{folder}/layout") if level == "raid10" else None
         disks = read_text(f"{folder}/raid_disks")
         return Array(
             name=name,
             members=tuple(_members(folder, redundant=action is not None)),
-            level=read_text(f"{folder}/level"),
+            level=level,
             raid_disks=parse_present(disks) if disks else 0,
             metadata=optional_text(f"{folder}/metadata_version"),
             uuid=optional_text(f"{folder}/uuid"),
