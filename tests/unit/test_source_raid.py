@@ -185,9 +185,20 @@ def test_what_md_does_not_write_is_malformed(parse, text):
         parse(text)
 
 
+@pytest.mark.parametrize("text", ["65536", "65536 8 9", "first 8", "1 -8", "1 8\n2"])
+def test_what_is_no_list_of_bad_blocks_is_malformed(text):
+    with pytest.raises(Malformed, match="expected lines of 'FIRST COUNT'"):
+        raid.parse_bad_blocks(text)
+
+
 @given(st.text())
 def test_any_text_parses_or_is_malformed(text):
-    for parse in (raid.parse_progress, raid.parse_present, lambda text: raid.parse_member_state(text, 1)):
+    for parse in (
+        raid.parse_progress,
+        raid.parse_present,
+        raid.parse_bad_blocks,
+        lambda text: raid.parse_member_state(text, 1),
+    ):
         with contextlib.suppress(Malformed):
             parse(text)
 

@@ -192,7 +192,7 @@ class Machine:
         self._plugged[name] = port
 
     def unplug(self, name: str) -> None:
-        """Take it out; returns once the guest's kernel has let go of it, which takes five seconds and more."""
+        """Take it out; returns once the machine has let go of it. The guest's kernel may need a second more."""
         self.qmp("device_del", id=name)
         deadline = time.monotonic() + 60
         while name in {child["name"] for child in self.qmp("qom-list", path="/machine/peripheral")}:
@@ -200,6 +200,11 @@ class Machine:
                 raise GuestError(f"{name} is still there:\n{self.run('dmesg | tail -20')}")
             time.sleep(0.1)
         self._ports.append(self._plugged.pop(name))
+
+    def throttle(self, name: str, bytes_per_second: int) -> None:
+        """Let the drive deliver no more; 0 ends it."""
+        limits = dict.fromkeys(("bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"), 0)
+        self.qmp("block_set_io_throttle", id=name, bps=bytes_per_second, **limits)
 
     def add_medium(self, name: str, mebibytes: int, *faults: dict[str, Any]) -> None:
         """What a drive keeps its data on; `faults` are blkdebug's rules, such as errors of one sector."""

@@ -75,6 +75,13 @@ CORRECTED = counter(
     "device",
     "member",
 )
+BAD = gauge(
+    "gpuhost_array_member_bad_bytes",
+    "Bytes of the member that could not be read or written and that md now keeps on the other members only. Good is 0. "
+    "Absent for levels without redundancy.",
+    "device",
+    "member",
+)
 
 _IN_ORDER = frozenset({"active", "spare", "journal"})
 
@@ -97,6 +104,7 @@ class RaidCollector(Collector):
         SPEED,
         MISMATCHED,
         CORRECTED,
+        BAD,
     )
 
     def poll(self, now: float) -> Iterator[Sample]:
@@ -130,6 +138,8 @@ def _samples(array: raid.Array) -> Iterator[Sample]:
         yield MEMBER_UP(array.name, member.name, value=float(member.state in _IN_ORDER))
         if member.corrected_errors is not None:
             yield CORRECTED(array.name, member.name, value=member.corrected_errors)
+        if member.bad_bytes is not None:
+            yield BAD(array.name, member.name, value=member.bad_bytes)
     if array.degraded is not None:
         yield DEGRADED(array.name, value=array.degraded)
     if array.sync is not None:

@@ -13,6 +13,7 @@
     /sys/block/md0/md/dev-nvme0n1/state   in_sync  (a list: faulty, spare, write_mostly, blocked, journal, ...)
     /sys/block/md0/md/dev-nvme0n1/slot    0        (none, journal)
     /sys/block/md0/md/dev-nvme0n1/errors  0        read errors that cost it nothing: the others had the data
+    /sys/block/md0/md/dev-nvme0n1/bad_blocks   65536 8    sectors that md reads from the others: first, how many; a line each
     /sys/block/md0/md/dev-nvme0n1/block   -> the member's folder; leads nowhere once the drive is gone
 
 A raid0 that lost a drive says clean until somebody reads or writes; the link that leads nowhere tells at once.
@@ -28,7 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from gpuhost_exporter.errors import Gone, Malformed
+from gpuhost_exporter.errors import Absent, Gone, Malformed, Unsupported
 from gpuhost_exporter.sources.block import SECTOR_BYTES
 from gpuhost_exporter.sources.files import (
     Root,
@@ -54,13 +55,14 @@ _SPARED = {"raid0": 0, "linear": 0, "raid4": 1, "raid5": 1, "raid6": 2}
 class Member:
     """`slot` is its place among raid_disks, None for a spare, a journal or a member that was thrown out.
 
-    `corrected_errors` is None without redundancy.
+    `corrected_errors` and `bad_bytes`, which md will not read from it any more, are None without redundancy.
     """
 
     name: str
     state: MemberState
     slot: int | None
     corrected_errors: int | None = None
+    bad_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,14 @@ def parse_present(text: str) -> int:
     return int(match[1])
 
 
+def parse_bad_blocks(text: str) -> int:
+    """Bytes that are listed as bad: a line for each range of sectors."""
+    ranges = [line.split() for line in text.splitlines()]
+    if not all(len(words) == 2 and all(word.isdecimal() and len(word) <= 20 for word in words) for words in ranges):
+        raise Malformed(f"expected lines of 'FIRST COUNT' sectors, got {text[:40]!r}")
+    return sum(int(count) for _, count in ranges) * SECTOR_BYTES
+
+
 def raid10_reachable(raid_disks: int, layout: int, slots: set[int]) -> bool:
     """Whether every block has a copy on one of the slots: copies lie on neighbours, around the end."""
     near = layout & 255
@@ -208,8 +218,17 @@ def _member(folder: str, name: str, *, redundant: bool) -> Member:
     slot = int(slot_text) if slot_text.isdecimal() and len(slot_text) < 10 else None
     if os.path.islink(link) and not os.path.exists(link):
         return Member(name, "missing", slot)
-    errors = optional_count(f"{folder}/errors") if redundant else None
-    return Member(name, parse_member_state(read_text(f"{folder}/state"), slot), slot, errors)
+    state = parse_member_state(read_text(f"{folder}/state"), slot)
+    if not redundant:
+        return Member(name, state, slot)
+    return Member(name, state, slot, optional_count(f"{folder}/errors"), _bad_bytes(f"{folder}/bad_blocks"))
+
+
+def _bad_bytes(path: str) -> int | None:
+    try:
+        return parse_bad_blocks(read_text(path))
+    except (Absent, Unsupported):
+        return None
 
 
 def _state(folder: str) -> str:
