@@ -1,22 +1,24 @@
-"""One machine for every test of this folder: they leave it as they found it, without drives and arrays of theirs."""
+"""One machine for every test of this folder. A test leaves it as it found it: without drives and arrays of its own."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from vm import image
-from vm.machine import Machine
+from vm.machine import Drive, Machine
+
+# A drive with two controllers, which cannot be plugged in while the machine runs: TWICE is its serial number.
+TWICE = "twice"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test here needs the machine; the first one waits for it to be built and to boot."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.vm)
-            item.add_marker(pytest.mark.timeout(600))
+            item.add_marker(pytest.mark.timeout(600))  # the first one waits for the machine
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +26,37 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Booted, the exporter installed and serving."""
     why = image.missing()
     if why:
-        print(f"\nSKIPPED tests/vm: {why}", file=sys.__stderr__)
+        print(f"\nSKIPPED tests/vm, no machine: {why}", file=sys.__stderr__)
         pytest.skip(why)
-    with Machine(image.built(), tmp_path_factory.mktemp("machine")) as booted:
+    folder = tmp_path_factory.mktemp("machine")
+    with Machine(image.built(), folder, _twice(folder / "twice.img")) as booted:
         booted.install(image.wheel())
         booted.serve()
         yield booted
+
+
+@pytest.fixture
+def drives(machine: Machine) -> Iterator[Callable[..., Drive]]:
+    """Plugs drives in as Machine.add_drive does; takes down what was built on them and pulls them at the end."""
+    plugged: list[str] = []
+
+    def add(name: str, *arguments: object) -> Drive:
+        plugged.append(name)
+        return machine.add_drive(name, *arguments)
+
+    yield add
+    machine.run("sysctl --quiet --write dev.raid.speed_limit_max=200000")
+    machine.run("umount --all-targets --quiet /mnt/test; dmsetup remove_all; mdadm --stop --scan; true")
+    for name in plugged:
+        machine.remove_drive(name)
+
+
+def _twice(medium: Path) -> list[str]:
+    with medium.open("wb") as file:
+        file.truncate(64 << 20)
+    arguments = ["-device", f"nvme-subsys,id={TWICE},nqn={TWICE}"]
+    for path in ("path0", "path1"):
+        place = 80 + int(path[-1])
+        arguments += ["-device", f"pcie-root-port,id={path}-port,chassis={place},slot={place}"]
+        arguments += ["-device", f"nvme,id={path},bus={path}-port,subsys={TWICE},serial={TWICE}"]
+    return [*arguments, "-drive", f"file={medium},if=none,id={TWICE}-data,format=raw", "-device", f"nvme-ns,drive={TWICE}-data,nsid=1"]

@@ -173,6 +173,26 @@ class Machine:
                 raise GuestError(f"not seen within {seconds} s; the exporter's log:\n{self.log()}")
             time.sleep(0.25)
 
+    def agree(self, tool: Callable[[], object], told: Callable[[Series], object], seconds: float = 20) -> None:
+        """Both say the same at one moment: the tool just before and just after the scrape."""
+        deadline = time.monotonic() + seconds
+        while True:
+            before, series, after = tool(), self.series(), tool()
+            if before == told(series) == after:
+                return
+            if time.monotonic() > deadline:
+                raise GuestError(f"the tool: {before}, then {after}; the exporter: {told(series)}\n{self.log()}")
+            time.sleep(0.25)
+
+    def between(self, tool: Callable[[], float], told: Callable[[Series], float | None]) -> None:
+        """While it grows: a scrape some seconds after the tool and before the tool says a figure between both."""
+        least = tool()
+        time.sleep(3)  # so that the exporter has read after the tool
+        value, most = told(self.series()), tool()
+        assert value is not None
+        assert least <= value <= most
+        assert least < most, "nothing went on meanwhile"
+
     # The machine
 
     def qmp(self, command: str, **arguments: Any) -> Any:
@@ -233,7 +253,8 @@ class Machine:
 
     def remove_drive(self, name: str) -> None:
         """Pull it out, its data with it."""
-        self.unplug(name)
+        if name in self._plugged:
+            self.unplug(name)
         # The last requests in it may outlive the drive by a moment.
         for left in reversed(range(50)):
             try:
