@@ -280,6 +280,17 @@ def test_a_drive_whose_controller_does_not_come_up_is_said_not_to_be_available(t
     assert bench.look(2.0) == {}, "once an interval"
 
 
+def test_another_drive_that_got_the_name_between_two_looks_is_asked_at_once(tmp_path):
+    bench = Bench(tmp_path, drives=1)
+    bench.controllers.hanging["nvme0"] = threading.Event()
+    assert bench.look()["nvme0"].answer is None
+    folder = tmp_path / "sys/class/nvme/nvme0"
+    folder.rename(tmp_path / "pulled")  # keeps its number from being given again
+    del bench.controllers.hanging["nvme0"]
+    bench.add("nvme0")
+    assert bench.look(2.0)["nvme0"] == Report("nvme0", 1002.0, 1002.0, parse(page())), "though the first one is silent"
+
+
 def test_a_drive_that_is_pulled_while_it_is_silent_is_not_told_of(tmp_path):
     bench = Bench(tmp_path, drives=1)
     answers = bench.controllers.hanging["nvme0"] = threading.Event()

@@ -49,7 +49,12 @@ def test_an_array_is_read_whole(tmp_path):
         sync_speed="2048",
         mismatch_cnt="128",
     )
-    files |= {f"{MD}/dev-sda/errors": "8\n"} | member("sda", "0") | member("sdb", "1", "spare") | member("sdc", "none", "faulty")
+    files |= (
+        {f"{MD}/dev-sda/errors": "8\n"}
+        | member("sda", "0")
+        | member("sdb", "1", "spare")
+        | member("sdc", "none", "faulty")
+    )
     assert raid.read(plant(tmp_path, files), "md0") == Array(
         name="md0",
         level="raid1",

@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 from vm import image
-from vm.machine import Drive, Machine
-
-# A drive with two controllers, which cannot be plugged in while the machine runs: TWICE is its serial number.
-TWICE = "twice"
+from vm.machine import Drive, Machine, twice
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,7 +26,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         print(f"\nSKIPPED tests/vm, no machine: {why}", file=sys.__stderr__)
         pytest.skip(why)
     folder = tmp_path_factory.mktemp("machine")
-    with Machine(image.built(), folder, _twice(folder / "twice.img")) as booted:
+    with Machine(image.built(), folder, twice(folder / "twice.img")) as booted:
         booted.install(image.wheel())
         booted.serve()
         yield booted
@@ -49,14 +46,3 @@ def drives(machine: Machine) -> Iterator[Callable[..., Drive]]:
     machine.run("umount --all-targets --quiet /mnt/test; dmsetup remove_all; mdadm --stop --scan; true")
     for name in plugged:
         machine.remove_drive(name)
-
-
-def _twice(medium: Path) -> list[str]:
-    with medium.open("wb") as file:
-        file.truncate(64 << 20)
-    arguments = ["-device", f"nvme-subsys,id={TWICE},nqn={TWICE}"]
-    for path in ("path0", "path1"):
-        place = 80 + int(path[-1])
-        arguments += ["-device", f"pcie-root-port,id={path}-port,chassis={place},slot={place}"]
-        arguments += ["-device", f"nvme,id={path},bus={path}-port,subsys={TWICE},serial={TWICE}"]
-    return [*arguments, "-drive", f"file={medium},if=none,id={TWICE}-data,format=raw", "-device", f"nvme-ns,drive={TWICE}-data,nsid=1"]

@@ -1,7 +1,7 @@
 """The guest's disk image and the exporter's wheel, each built once per content and kept below build/vm.
 
-    build/vm/image-3f2a…/kernel, initrd, root.img      one for each recipe: this folder's script, packages, dependencies
-    build/vm/wheel-91bc…/gpuhost_exporter-….whl        one for each state of the exporter's sources
+build/vm/image-3f2a…/kernel, initrd, root.img      one for each recipe: this folder's script, packages, dependencies
+build/vm/wheel-91bc…/gpuhost_exporter-….whl        one for each state of the exporter's sources
 """
 
 from __future__ import annotations
@@ -58,7 +58,16 @@ def built() -> Image:
     if not place.exists():
         with _Making(place) as folder:
             wheels = folder / "wheels"
-            _pip("download", "--quiet", "--dest", wheels, "--only-binary=:all:", "--python-version", PYTHON, *_dependencies())
+            _pip(
+                "download",
+                "--quiet",
+                "--dest",
+                wheels,
+                "--only-binary=:all:",
+                "--python-version",
+                PYTHON,
+                *_dependencies(),
+            )
             command = [_SCRIPT, folder, SUITE, PACKAGES, wheels]
             _run(command)
     return Image(place / "kernel", place / "initrd", place / "root.img")

@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from support.daemon import Series, parse
-
 from vm.image import Image
 
 EXPORTER = "/opt/gpuhost-exporter/bin/gpuhost-exporter"
 UNIT = "gpuhost-exporter"
+TWICE = "twice"  # serial number of the drive with two paths
 _PORTS = 10
 _BOOT_SECONDS = 240
 # What an NVMe drive's health needs and no more: README, "needs beyond an ordinary user".
@@ -95,13 +95,15 @@ class Machine:
             self._process.kill()
             raise
 
-    def __enter__(self) -> Machine:
+    def __enter__(self):
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:
+        self._agent.close()
+        self._qmp.close()
         self._process.terminate()
         self._process.wait(30)
 
@@ -255,15 +257,16 @@ class Machine:
         """Pull it out, its data with it."""
         if name in self._plugged:
             self.unplug(name)
-        # The last requests in it may outlive the drive by a moment.
-        for left in reversed(range(50)):
+        deadline = time.monotonic() + 5
+        while True:
             try:
                 self.qmp("blockdev-del", **{"node-name": name})
-                return
-            except GuestError:
-                if not left:
+            except GuestError:  # its last requests may outlive the drive by a moment
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
+            else:
+                return
 
     def _ready(self) -> bool:
         try:
@@ -355,12 +358,33 @@ class _Channel:
         line, self._buffer = self._buffer.split(b"\n", 1)
         return json.loads(line)
 
+    def close(self) -> None:
+        self._socket.close()
+
     def drain(self) -> None:
         try:
             while True:
                 self.receive(0.5)
         except TimeoutError:
             pass
+
+
+def twice(medium: Path) -> list[str]:
+    """QEMU's arguments for the drive TWICE, which has two controllers and so cannot be plugged in later."""
+    with medium.open("wb") as file:
+        file.truncate(64 << 20)
+    arguments = ["-device", f"nvme-subsys,id={TWICE},nqn={TWICE}"]
+    for path in ("path0", "path1"):
+        place = 80 + int(path[-1])
+        arguments += ["-device", f"pcie-root-port,id={path}-port,chassis={place},slot={place}"]
+        arguments += ["-device", f"nvme,id={path},bus={path}-port,subsys={TWICE},serial={TWICE}"]
+    return [
+        *arguments,
+        "-drive",
+        f"file={medium},if=none,id={TWICE}-data,format=raw",
+        "-device",
+        f"nvme-ns,drive={TWICE}-data,nsid=1",
+    ]
 
 
 def _free_port() -> int:

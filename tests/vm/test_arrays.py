@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 
 import pytest
 from support.daemon import select, value
-
 from vm.machine import GuestError
 
 FIO = "fio --name=load --ioengine=libaio --direct=1 --time_based --output-format=json"
@@ -39,7 +39,10 @@ def members(series, device="md0"):
 
 
 def limited(series):
-    return {by: value(series, "gpuhost_storage_limited_seconds_total", device="md0", by=by) for by in ("array", "member", "submitter")}
+    return {
+        by: value(series, "gpuhost_storage_limited_seconds_total", device="md0", by=by)
+        for by in ("array", "member", "submitter")
+    }
 
 
 def under_load(machine, seconds, flags):
@@ -48,8 +51,6 @@ def under_load(machine, seconds, flags):
     before = machine.series()
     report = machine.start(f"{FIO} --runtime={seconds} {flags}")
     output = report.result(seconds + 40)
-    import json
-
     job = json.loads(output[output.index("{") :])["jobs"][0]
     time.sleep(2.5)  # one poll more
     after = machine.series()
@@ -101,7 +102,9 @@ def test_a_throttled_member_is_named_with_what_the_array_delivers(machine, strip
     machine.throttle("slow0", 0)
     machine.throttle("slow2", 0)
     mounted(machine)
-    rise, got = under_load(machine, 15, "--directory=/mnt/test --size=300M --rw=write --bs=3M --iodepth=8 --fallocate=none")
+    rise, got = under_load(
+        machine, 15, "--directory=/mnt/test --size=300M --rw=write --bs=3M --iodepth=8 --fallocate=none"
+    )
     by = limited(rise)
     assert by["member"] > 6
     assert by["array"] <= 2
@@ -140,8 +143,8 @@ def test_an_array_that_disappears_with_its_member_is_absent_and_comes_back(machi
     machine.wait_until(lambda series: value(series, "gpuhost_inventory_expected", kind="arrays"), 20)
     began = time.monotonic()
     machine.unplug("slow1")
-    # As udev's rules of mdadm do it where nothing holds the array.
-    machine.run("mdadm --stop /dev/md0; test ! -e /sys/block/md0")
+    # udev's rules of mdadm stop an array that nothing holds.
+    machine.run("until test ! -e /sys/block/md0; do sleep 0.1; done", 10)
     series = machine.wait_until(
         lambda found: value(found, "gpuhost_inventory_missing", kind="arrays", device="md0") == 1, 10
     )
@@ -163,7 +166,7 @@ def mirror(machine, drives):
 
 
 def test_a_resync_tells_progress_and_speed_as_mdstat_and_is_not_called_slow(machine, mirror):
-    machine.run("sysctl --quiet --write dev.raid.speed_limit_max=3000")
+    machine.run("sysctl --quiet --write dev.raid.speed_limit_max=2000")
     create(machine, 1, mirror, "--metadata=1.2")
     machine.wait_until(lambda series: value(series, "gpuhost_array_sync_progress_ratio", device="md0") is not None, 15)
 
@@ -182,7 +185,9 @@ def test_a_resync_tells_progress_and_speed_as_mdstat_and_is_not_called_slow(mach
     assert value(series, "gpuhost_array_sync_action", device="md0", action="resync") == 1
     assert "resyncing" in detail(machine)[0]["State"]
     assert members(series) == {"active": 2}
+    series = machine.wait_until(lambda found: limited(found)["array"] is not None, 20)
     assert sum(limited(series).values()) == 0
+    assert value(series, "gpuhost_array_sync_action", device="md0", action="resync") == 1, "still under way"
     machine.run("sysctl --quiet --write dev.raid.speed_limit_max=200000")
     series = machine.wait_until(
         lambda found: value(found, "gpuhost_array_sync_action", device="md0", action="idle") == 1, 40
@@ -281,7 +286,9 @@ def test_an_nfs_mount_tells_the_bytes_that_its_client_counts(machine):
             words = next(line.split() for line in lines if line.strip().startswith("bytes:"))
             return int(words[6])
 
-        machine.agree(counted, lambda series: value(series, "gpuhost_nfs_bytes_total", mountpoint="/mnt/nfs", direction="write"))
+        machine.agree(
+            counted, lambda series: value(series, "gpuhost_nfs_bytes_total", mountpoint="/mnt/nfs", direction="write")
+        )
         assert counted() == 8 * MIB
     finally:
         machine.run("umount /mnt/nfs; exportfs -u -a")

@@ -6,9 +6,7 @@ import time
 
 import pytest
 from support.daemon import select, value
-
-from vm.conftest import TWICE
-from vm.machine import EXPORTER, GuestError
+from vm.machine import EXPORTER, TWICE, GuestError
 
 # nvme-cli's name of a field, and what one of it is in the metric's unit.
 SMART = {
@@ -63,9 +61,13 @@ def test_a_drive_that_is_plugged_in_shows_within_five_seconds_as_the_tools_show_
     identity = machine.json(f"nvme id-ctrl /dev/{drive.controller} -o json")
     series = machine.series()
     (info,) = map(dict, select(series, "gpuhost_nvme_info", device=drive.controller))
-    assert (info["model"], info["serial"], info["firmware"]) == tuple(identity[key].strip() for key in ("mn", "sn", "fr"))
+    assert (info["model"], info["serial"], info["firmware"]) == tuple(
+        identity[key].strip() for key in ("mn", "sn", "fr")
+    )
     folder = f"/sys/class/nvme/{drive.controller}"
-    address, speed, width = machine.run(f"cat {folder}/address {folder}/device/current_link_{{speed,width}}").splitlines()
+    address, speed, width = machine.run(
+        f"cat {folder}/address {folder}/device/current_link_{{speed,width}}"
+    ).splitlines()
     assert (info["address"], info["transport"]) == (address, "pcie")
     assert speed == "2.5 GT/s PCIe"
     assert value(series, "gpuhost_nvme_pcie_generation", device=drive.controller) == 1
@@ -86,12 +88,16 @@ def test_a_drive_that_is_pulled_is_gone_within_five_seconds_and_comes_back_under
         lambda series: value(series, "gpuhost_inventory_missing", kind="drives", device="pulled") == 1, 10
     )
     assert time.monotonic() - began < 5
-    assert not {name for name, labels in series if {("device", drive.controller), ("device", drive.namespace)} & {*labels}}
+    assert not {
+        name for name, labels in series if {("device", drive.controller), ("device", drive.namespace)} & {*labels}
+    }
     machine.plug("pulled", "nvme", drive="pulled", serial="pulled")
     again = machine.find_drive("pulled")
     machine.wait_until(
-        lambda series: value(series, "gpuhost_nvme_up", device=again.controller) == 1
-        and not select(series, "gpuhost_inventory_missing", device="pulled"),
+        lambda series: (
+            value(series, "gpuhost_nvme_up", device=again.controller) == 1
+            and not select(series, "gpuhost_inventory_missing", device="pulled")
+        ),
         10,
     )
 
@@ -155,21 +161,32 @@ def test_a_drive_with_two_paths_counts_once_and_goes_on_with_one(machine):
     assert len(paths) == 2, "native multipath"
     machine.run(f"dd if=/dev/urandom of={drive.path} bs=1M count=8 oflag=direct")
     head, below = sectors(machine, drive.namespace), sectors(machine, *paths)
-    machine.agree(
-        lambda: head if any(head) else below, lambda series: moved(series, drive.namespace)
-    )
     assert below[1] == 8 << 20, "kernels that count at the head count at the paths as well"
+    machine.agree(lambda: head if any(head) else below, lambda series: moved(series, drive.namespace))
     series = machine.series()
     assert not [name for name, labels in series if {("device", path) for path in paths} & {*labels}]
     behind = select(series, "gpuhost_nvme_namespace_info", namespace=drive.namespace)
     assert {dict(labels)["device"] for labels in behind} == set(controllers)
+    machine.qmp("device_del", id="path1")
+    machine.wait_until(
+        lambda found: len(select(found, "gpuhost_nvme_namespace_info", namespace=drive.namespace)) == 1, 10
+    )
+    machine.run(f"dd if=/dev/urandom of={drive.path} bs=1M count=8 oflag=direct")
+    machine.wait_until(lambda found: moved(found, drive.namespace)[1] == 16 << 20, 5)
+    machine.qmp("device_add", driver="nvme", id="path1", bus="path1-port", subsys=TWICE, serial=TWICE)
+    machine.wait_until(
+        lambda found: len(select(found, "gpuhost_nvme_namespace_info", namespace=drive.namespace)) == 2, 10
+    )
+    assert moved(machine.series(), drive.namespace)[1] == 16 << 20, "no byte is counted twice when it comes back"
 
 
 def test_without_privileges_what_needs_none_is_told_and_what_is_missing_is_said(machine, drives):
     drive = drives("shut")
     machine.serve(properties=("DynamicUser=yes",))
     try:
-        series = machine.wait_until(lambda found: value(found, "gpuhost_nvme_health_readable", device=drive.controller) == 0)
+        series = machine.wait_until(
+            lambda found: value(found, "gpuhost_nvme_health_readable", device=drive.controller) == 0
+        )
         assert value(series, "gpuhost_nvme_up", device=drive.controller) == 1
         assert value(series, "gpuhost_nvme_temperature_celsius", device=drive.controller, sensor="composite")
         assert value(series, "gpuhost_block_size_bytes", device=drive.namespace)

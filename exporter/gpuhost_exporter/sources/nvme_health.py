@@ -50,6 +50,9 @@ _LIVE = "live"
 _STARTING_SECONDS = 10.0
 _NEVER = float("inf")
 
+# Name and incarnation: who gets the name of a drive that was pulled is another.
+_Drive = tuple[str, int]
+
 # As fcntl.ioctl: descriptor, request, argument. What the simulated host answers in its place.
 Ioctl = Callable[[int, int, bytearray], int]
 
@@ -181,30 +184,30 @@ class DriveReader:
         self._interval = interval
         self._clock = clock
         self._ioctl = ioctl
-        self._due: dict[str, float] = {}
-        self._down: set[str] = set()
-        self._waiting: dict[str, _Question] = {}
+        self._due: dict[_Drive, float] = {}
+        self._down: set[_Drive] = set()
+        self._waiting: dict[_Drive, _Question] = {}
 
     def look(self) -> tuple[Report, ...]:
         """Ask what is due, new drives at once. Answers since the last call, and all that are still waited for."""
-        listed = nvme.controllers(self._root)
-        self._due = {name: self._due[name] if name in self._due else self._first(name) for name in listed}
+        listed = [(name, nvme.incarnation(self._root, name)) for name in nvme.controllers(self._root)]
+        self._due = {drive: self._due[drive] if drive in self._due else self._first(drive[0]) for drive in listed}
         self._down &= self._due.keys()
-        for name, due in self._due.items():
-            if due == _NEVER or name in self._waiting:
+        for drive, due in self._due.items():
+            if due == _NEVER or drive in self._waiting:
                 continue
-            now = self._clock.now()
+            name, now = drive[0], self._clock.now()
             live = _state(self._root, name) == _LIVE
-            if now >= due or (live and name in self._down):
-                self._due[name] = now + self._interval
-                question = self._waiting[name] = _Question(name, now)
+            if now >= due or (live and drive in self._down):
+                self._due[drive] = now + self._interval
+                question = self._waiting[drive] = _Question(name, now)
                 question.ask(partial(read, self._root, name, self._ioctl), self._clock)
-            (self._down.discard if live else self._down.add)(name)
-        reports = [question.report for question in self._waiting.values()]
-        for report in reports:
+            (self._down.discard if live else self._down.add)(drive)
+        reports = {drive: question.report for drive, question in self._waiting.items()}
+        for drive, report in reports.items():
             if report.answer is not None:
-                del self._waiting[report.device]
-        return tuple(report for report in reports if report.device in self._due)
+                del self._waiting[drive]
+        return tuple(report for drive, report in reports.items() if drive in self._due)
 
     def _first(self, name: str) -> float:
         """When a drive that was not there before is asked at the latest; never where a network is between."""

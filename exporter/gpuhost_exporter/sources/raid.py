@@ -13,7 +13,7 @@
     /sys/block/md0/md/dev-nvme0n1/state   in_sync  (a list: faulty, spare, write_mostly, blocked, journal, ...)
     /sys/block/md0/md/dev-nvme0n1/slot    0        (none, journal)
     /sys/block/md0/md/dev-nvme0n1/errors  0        read errors that cost it nothing: the others had the data
-    /sys/block/md0/md/dev-nvme0n1/bad_blocks   65536 8    sectors that md reads from the others: first, how many; a line each
+    /sys/block/md0/md/dev-nvme0n1/bad_blocks   65536 8   sectors, first and how many, that the others have; a line each
     /sys/block/md0/md/dev-nvme0n1/block   -> the member's folder; leads nowhere once the drive is gone
 
 A raid0 that lost a drive says clean until somebody reads or writes; the link that leads nowhere tells at once.
