@@ -117,7 +117,7 @@ def test_a_drive_shows_its_wear_and_spare_and_a_worn_one_is_marked():
     samples += [nvme_health.WEAR("nvme1", value=1.04), nvme_health.SPARE("nvme1", value=0.9)]
     shown = page(*samples)
     assert shown.row("nvme0")[5:7] == ["3 %", "100 %"]
-    assert shown.row("nvme1")[5:7] == ["104 %", "90 %"]
+    assert shown.row("nvme1")[5:7] == ["104 % !", "90 %"], "not by colour alone"
     assert shown.row("nvme2")[5:7] == ["\N{EN DASH}"] * 2, "its health log cannot be read"
     assert sum(value == "warning" for tag, name, value in shown.attributes if (tag, name) == ("td", "class")) == 1
 

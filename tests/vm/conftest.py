@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,12 +17,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(600))  # the first one waits for the machine
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A tier that did not run must not look like one that passed."""
+    why = image.missing()
+    if why and any("/vm/" in report.nodeid for report in terminalreporter.stats.get("skipped", ())):
+        terminalreporter.section("tests/vm skipped", red=True, bold=True)
+        terminalreporter.write_line(why)
+
+
 @pytest.fixture(scope="session")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Booted, the exporter installed and serving."""
     why = image.missing()
     if why:
-        print(f"\nSKIPPED tests/vm, no machine: {why}", file=sys.__stderr__)
         pytest.skip(why)
     folder = tmp_path_factory.mktemp("machine")
     with Machine(image.built(), folder, twice(folder / "twice.img")) as booted:
