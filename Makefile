@@ -26,10 +26,9 @@ test-full: test
 	$(MAKE) test-vm
 	$(MAKE) bench
 
-# The exporter in a Debian under QEMU: NVMe drives, md arrays, systemd. Ten minutes without KVM; needs root once and
-# apt-get install --no-install-recommends qemu-system-x86 qemu-utils mmdebstrap e2fsprogs
+# The exporter in a Debian under QEMU: NVMe drives, md arrays, systemd. tests/vm/README.md says what it needs.
 test-vm: $(VENV)/.dev
-	$(VENV)/bin/pytest -m vm -rs --durations=0 tests/vm
+	$(VENV)/bin/pytest -m vm --durations=0 tests/vm
 
 # On a host with a GPU: invariants of what it tells. tests/hardware/README.md says how to record it.
 test-hardware: $(VENV)/.dev
