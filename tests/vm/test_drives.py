@@ -8,6 +8,7 @@ import pytest
 from support.daemon import select, value
 from vm.machine import EXPORTER, TWICE, GuestError
 
+READ = "gpuhost_nvme_lifetime_read_bytes_total"
 # nvme-cli's name of a field, and what one of it is in the metric's unit.
 SMART = {
     "gpuhost_nvme_wear_ratio": ("percent_used", 0.01),
@@ -17,7 +18,7 @@ SMART = {
     "gpuhost_nvme_unsafe_shutdowns_total": ("unsafe_shutdowns", 1),
     "gpuhost_nvme_power_cycles_total": ("power_cycles", 1),
     "gpuhost_nvme_power_on_seconds_total": ("power_on_hours", 3600),
-    "gpuhost_nvme_lifetime_read_bytes_total": ("data_units_read", 512_000),
+    READ: ("data_units_read", 512_000),
 }
 WARNINGS = (
     "spare_low",
@@ -55,8 +56,10 @@ def test_a_drive_that_is_plugged_in_shows_within_five_seconds_as_the_tools_show_
     drive = drives("new")
     machine.wait_until(lambda series: value(series, "gpuhost_nvme_up", device=drive.controller) == 1, 5)
     machine.wait_until(lambda series: value(series, "gpuhost_nvme_health_readable", device=drive.controller) == 1, 5)
+    kept = SMART.keys() - {READ}  # the kernel and udev go on reading the new drive; the log is asked once a minute
     machine.agree(
-        lambda: pytest.approx(smart(machine, drive)), lambda series: told(series, SMART, drive.controller), NEXT_LOOK
+        lambda: {name: pytest.approx(figure) for name, figure in smart(machine, drive).items() if name in kept},
+        lambda series: told(series, kept, drive.controller),
     )
     identity = machine.json(f"nvme id-ctrl /dev/{drive.controller} -o json")
     series = machine.series()
@@ -135,6 +138,9 @@ def test_a_critical_warning_is_told_as_nvme_cli_tells_it(machine, drives):
     assert raised() == shown(machine.series()) == set()
     machine.qmp("qom-set", path="/machine/peripheral/warned", property="smart_critical_warning", value=0b1101)
     machine.agree(raised, shown, NEXT_LOOK)
+    machine.agree(
+        lambda: pytest.approx(smart(machine, drive)), lambda series: told(series, SMART, drive.controller), NEXT_LOOK
+    )
     assert raised() == {"spare_low", "reliability_degraded", "read_only"}
     assert f"{drive.controller}: the drive takes no more writes" in machine.get("/")[1]
 
