@@ -19,6 +19,7 @@ from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors import ALL, nvme_health
 from gpuhost_exporter.collectors.inventory import InventoryCollector
+from gpuhost_exporter.collectors.raid import RaidCollector
 from gpuhost_exporter.config import Settings, default_runtime_path, default_storage_path
 from gpuhost_exporter.errors import ConfigError, Gone, Hung
 from gpuhost_exporter.exposition import BUILD, SIMULATED, Exposition
@@ -212,6 +213,9 @@ class App:
         self.runner.hurry(hurried - {InventoryCollector.name})
         time.sleep(_SETTLING_SECONDS)
         self.runner.hurry({InventoryCollector.name})  # it goes by what the others have found
+        if "block" in changed:
+            time.sleep(_SETTLING_SECONDS)
+            self.runner.hurry({RaidCollector.name})  # which says of an array that inventory misses that it is down
 
     def _simulated_events(self) -> Iterator[Event]:
         with suppress(Gone):

@@ -302,6 +302,10 @@ def _storage(latest: Latest) -> Iterator[Finding]:
             link = f"PCIe {figures.count(generation)} x{figures.count(width)}"
             full = f"PCIe {figures.count(best)} x{figures.count(most)}"
             yield Finding("warning", device, f"slow link: {link} instead of {full}", "Have the drive reseated.")
+        lanes = latest.value(nvme.DRIVE_WIDTH_MAX, device)
+        if lanes and most and most < lanes:
+            message = f"in a slot of {figures.count(most)} PCIe lanes, and could use {figures.count(lanes)}"
+            yield Finding("warning", device, message, "Move the drive to another slot.")
         for severity, message, action in _drive_health(latest, device):
             yield Finding(severity, device, message, action)
         hottest = max((value for _, value in latest.below(nvme.TEMPERATURE, device)), default=0.0)

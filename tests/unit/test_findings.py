@@ -262,6 +262,15 @@ def test_nothing_told_is_nothing_found():
             ("warning", "nvme2: slow link: PCIe \N{EN DASH} x2 instead of PCIe \N{EN DASH} x4"),
         ),
         (
+            [
+                nvme.UP("nvme2"),
+                nvme.WIDTH("nvme2", value=2),
+                nvme.WIDTH_MAX("nvme2", value=2),
+                nvme.DRIVE_WIDTH_MAX("nvme2", value=4),
+            ],
+            ("warning", "nvme2: in a slot of 2 PCIe lanes, and could use 4"),
+        ),
+        (
             [nvme.UP("nvme2"), nvme_health.WARNING("nvme2", "read_only", value=1)],
             ("critical", "nvme2: the drive takes no more writes"),
         ),
