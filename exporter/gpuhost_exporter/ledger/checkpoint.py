@@ -31,6 +31,7 @@ class Checkpoint:
     stalled: float
     bytes: float
     gpu_seconds: float
+    name: str = ""  # as its process marked it
 
     @property
     def rate(self) -> float:
@@ -81,6 +82,11 @@ class Watch:
         if self._episode:
             self._episode.gpu_seconds += gpu_seconds
 
+    def interrupt(self) -> Checkpoint | None:
+        """Go by what the job marks from now on. Returns the checkpoint that was in progress."""
+        episode, self._episode = self._episode, None
+        return self._closed(episode, told=True) if episode and episode.known else None
+
     def advance(
         self, since: float, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]
     ) -> Checkpoint | None:
@@ -93,15 +99,15 @@ class Watch:
             return None
         here = [[piece for piece in of_gpu if piece.since < at and since < piece.at] for of_gpu in pieces]
         here = [of_gpu for of_gpu in here if of_gpu]
-        standing = [[piece for piece in of_gpu if self._stands(piece)] for of_gpu in here]
-        stands = bool(here) and 2 * sum(map(bool, standing)) >= len(here)
+        standing = [[piece for piece in of_gpu if stands(piece, self._limits)] for of_gpu in here]
+        still = bool(here) and 2 * sum(map(bool, standing)) >= len(here)
         copies = bool(here) and 2 * sum(any(piece.copying for piece in of_gpu) for of_gpu in here) >= len(here)
         wrote = _bytes(works, since, at, lambda work: work.wrote)
         writing = wrote >= (limits.write_bytes_per_second + self._usual) * (at - since)
         blocked = any(work.writer_blocked for work in works if work.since < at and since < work.at)
         episode = self._episode
         if episode is None:
-            if not (stands and (writing or copies)):
+            if not (still and (writing or copies)):
                 share = min(1.0, (at - since) / _USUAL_SECONDS)
                 self._usual += (wrote / (at - since) - self._usual) * share
                 return None
@@ -115,7 +121,7 @@ class Watch:
         if writing or copies:
             episode.wrote_at = at
         held_up = blocked and at - episode.wrote_at < _BLOCKED_SECONDS
-        if stands and (writing or copies or held_up):
+        if still and (writing or copies or held_up):
             begin = max(since, min(piece.since for of_gpu in standing for piece in of_gpu))
             end = min(at, max(piece.at for of_gpu in standing for piece in of_gpu))
             episode.active = end
@@ -123,7 +129,7 @@ class Watch:
             episode.stalled += end - begin
             _extend(episode.stalls, begin, end)
             episode.wrote_stalled += wrote
-            episode.copied += _copied(pieces, since, at)
+            episode.copied += copied(pieces, since, at)
         elif writing:
             episode.active = at
             episode.wrote_beside += wrote
@@ -136,20 +142,17 @@ class Watch:
             episode.known = self._bytes_so_far(episode, at, pieces, works) >= limits.checkpoint_bytes
         if at - episode.active >= limits.checkpoint_quiet_seconds:
             self._episode = None
-            return self._closed(episode, any(work.rung != "none" for work in works)) if episode.known else None
+            return self._closed(episode, told=any(work.rung != "none" for work in works)) if episode.known else None
         return None
-
-    def _stands(self, piece: Piece) -> bool:
-        return piece.idle > self._limits.gap_ratio or piece.spinning
 
     @staticmethod
     def _bytes_so_far(episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]) -> float:
         """With what has come since the moment that is being settled."""
         later = _bytes(works, at, float("inf"), lambda work: work.wrote)
-        copied = _copied(pieces, at, float("inf"))
-        return max(episode.wrote_stalled + episode.wrote_beside + later, episode.copied + copied)
+        coming = copied(pieces, at, float("inf"))
+        return max(episode.wrote_stalled + episode.wrote_beside + later, episode.copied + coming)
 
-    def _closed(self, episode: _Episode, told: bool) -> Checkpoint:
+    def _closed(self, episode: _Episode, *, told: bool) -> Checkpoint:
         wrote = episode.wrote_stalled + episode.wrote_beside
         mode: Mode = "sync"
         if told and wrote < self._limits.checkpoint_bytes <= episode.copied:
@@ -186,7 +189,13 @@ def _bytes(works: Sequence[Work], since: float, at: float, of: Callable[[Work], 
     return total
 
 
-def _copied(pieces: Sequence[Sequence[Piece]], since: float, at: float) -> float:
+def stands(piece: Piece, limits: Thresholds) -> bool:
+    """Whether the GPU has no work, or none but to wait for others."""
+    return piece.idle > limits.gap_ratio or piece.spinning
+
+
+def copied(pieces: Sequence[Sequence[Piece]], since: float, at: float) -> float:
+    """Bytes that left these GPUs in that stretch while they stood."""
     total = 0.0
     for of_gpu in pieces:
         for piece in of_gpu:
