@@ -52,6 +52,7 @@ class _Episode:
     stalled: float = 0.0
     wrote_stalled: float = 0.0
     wrote_beside: float = 0.0  # while the GPUs worked
+    made: float = 0.0  # in all, without what was only copied
     copied: float = 0.0
     mounts: dict[str, float] = field(default_factory=dict)
     gpu_seconds: float = 0.0
@@ -102,7 +103,8 @@ class Watch:
         standing = [[piece for piece in of_gpu if stands(piece, self._limits)] for of_gpu in here]
         still = bool(here) and 2 * sum(map(bool, standing)) >= len(here)
         copies = bool(here) and 2 * sum(any(piece.copying for piece in of_gpu) for of_gpu in here) >= len(here)
-        wrote = _bytes(works, since, at, lambda work: work.wrote)
+        wrote = _bytes(works, since, at, _wrote)
+        made = _bytes(works, since, at, _made)
         writing = wrote >= (limits.write_bytes_per_second + self._usual) * (at - since)
         blocked = any(work.writer_blocked for work in works if work.since < at and since < work.at)
         episode = self._episode
@@ -117,7 +119,8 @@ class Watch:
             # The window of writes in which it began: what came then is its own, if not usual.
             early = [work for work in works if work.since < since < work.at]
             usual = sum(self._usual * (since - work.since) for work in early)
-            episode.wrote_stalled = max(0.0, _bytes(early, 0.0, since, lambda work: work.wrote) - usual)
+            episode.wrote_stalled = max(0.0, _bytes(early, 0.0, since, _wrote) - usual)
+            episode.made = max(0.0, _bytes(early, 0.0, since, _made) - usual)
         if writing or copies:
             episode.wrote_at = at
         held_up = blocked and at - episode.wrote_at < _BLOCKED_SECONDS
@@ -129,10 +132,14 @@ class Watch:
             episode.stalled += end - begin
             _extend(episode.stalls, begin, end)
             episode.wrote_stalled += wrote
+            episode.made += made
             episode.copied += copied(pieces, since, at)
         elif writing:
             episode.active = at
             episode.wrote_beside += wrote
+            episode.made += made
+        else:  # what is left of the window in which it ended
+            episode.made += _bytes([work for work in works if work.since < episode.active], since, at, _made)
         if wrote:
             for work in works:
                 if work.since < at and since < work.at and work.wrote:
@@ -148,20 +155,22 @@ class Watch:
     @staticmethod
     def _bytes_so_far(episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]) -> float:
         """With what has come since the moment that is being settled."""
-        later = _bytes(works, at, float("inf"), lambda work: work.wrote)
-        coming = copied(pieces, at, float("inf"))
-        return max(episode.wrote_stalled + episode.wrote_beside + later, episode.copied + coming)
+        later = _bytes(works, at, float("inf"), _made)
+        return max(episode.made + later, episode.copied + copied(pieces, at, float("inf")))
 
     def _closed(self, episode: _Episode, *, told: bool) -> Checkpoint:
-        wrote = episode.wrote_stalled + episode.wrote_beside
         mode: Mode = "sync"
-        if told and wrote < self._limits.checkpoint_bytes <= episode.copied:
+        if told and episode.made < self._limits.checkpoint_bytes <= episode.copied:
             mode = "remote"
         elif episode.wrote_beside > episode.wrote_stalled:
             mode = "async"
         # What is still written when the GPUs go on is the end of a window, unless it is most of it.
         end = episode.active if mode == "async" else episode.stalls[-1][1] - episode.tail
-        mount = max(episode.mounts, key=lambda name: episode.mounts[name], default=UNKNOWN_MOUNT)
+        # Where it was put last, if not only a small part of it.
+        large = [name for name, wrote in episode.mounts.items() if wrote >= episode.made / 2]
+        mount = (
+            large[-1] if large else max(episode.mounts, key=lambda name: episode.mounts[name], default=UNKNOWN_MOUNT)
+        )
         return Checkpoint(
             job=self.job,
             mount=UNKNOWN_MOUNT if mode == "remote" else mount,
@@ -169,7 +178,7 @@ class Watch:
             started=episode.started + episode.head,
             seconds=max(0.0, end - episode.started - episode.head),
             stalled=max(0.0, episode.stalled - episode.head - episode.tail),
-            bytes=wrote if wrote >= self._limits.checkpoint_bytes else max(wrote, episode.copied),
+            bytes=episode.made if episode.made >= self._limits.checkpoint_bytes else max(episode.made, episode.copied),
             gpu_seconds=episode.gpu_seconds,
         )
 
@@ -177,6 +186,14 @@ class Watch:
 def _worked(pieces: Sequence[Piece]) -> float:
     """Seconds of a stretch for which GPUs that stood for the rest of it worked: the mean. Spinning is standing."""
     return sum(piece.busy * piece.seconds for piece in pieces if piece.working) / len(pieces)
+
+
+def _wrote(work: Work) -> float:
+    return work.wrote
+
+
+def _made(work: Work) -> float:
+    return work.made
 
 
 def _bytes(works: Sequence[Work], since: float, at: float, of: Callable[[Work], float]) -> float:
