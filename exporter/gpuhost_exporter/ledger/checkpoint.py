@@ -6,7 +6,7 @@ everything up to the present: what has begun is known to be a checkpoint, if it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -166,14 +166,9 @@ class Watch:
             mode = "async"
         # What is still written when the GPUs go on is the end of a window, unless it is most of it.
         end = episode.active if mode == "async" else episode.stalls[-1][1] - episode.tail
-        # Where it was put last, if not only a small part of it.
-        large = [name for name, wrote in episode.mounts.items() if wrote >= episode.made / 2]
-        mount = (
-            large[-1] if large else max(episode.mounts, key=lambda name: episode.mounts[name], default=UNKNOWN_MOUNT)
-        )
         return Checkpoint(
             job=self.job,
-            mount=UNKNOWN_MOUNT if mode == "remote" else mount,
+            mount=UNKNOWN_MOUNT if mode == "remote" else last_mount(episode.mounts, episode.made),
             mode=mode,
             started=episode.started + episode.head,
             seconds=max(0.0, end - episode.started - episode.head),
@@ -181,6 +176,12 @@ class Watch:
             bytes=episode.made if episode.made >= self._limits.checkpoint_bytes else max(episode.made, episode.copied),
             gpu_seconds=episode.gpu_seconds,
         )
+
+
+def last_mount(mounts: Mapping[str, float], made: float) -> str:
+    """Of the bytes written by mount, in the order in which it came to them: where most of what was made has gone."""
+    large = [name for name, wrote in mounts.items() if wrote >= made / 2]
+    return large[-1] if large else max(mounts, key=lambda name: mounts[name], default=UNKNOWN_MOUNT)
 
 
 def _worked(pieces: Sequence[Piece]) -> float:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
-from gpuhost_exporter.ledger.checkpoint import UNKNOWN_MOUNT, Checkpoint, Mode, copied, stands
+from gpuhost_exporter.ledger.checkpoint import UNKNOWN_MOUNT, Checkpoint, Mode, copied, last_mount, stands
 from gpuhost_exporter.ledger.piece import Piece, Work
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.marker import Mark
@@ -33,7 +33,7 @@ class _Sums:
     """What the job did in the checkpoint that is settled next."""
 
     stalled: float = 0.0
-    wrote: float = 0.0
+    made: float = 0.0
     copied: float = 0.0
     gpu_seconds: float = 0.0
     told: bool = False  # the bytes that its processes wrote are known
@@ -132,15 +132,15 @@ class Marks:
             if work.at > self._works_until:
                 self._works_until = work.at
                 self._sums.told |= work.rung != "none"
-                self._sums.wrote += work.wrote
+                self._sums.made += work.made
                 if work.wrote:
                     mount = work.mount or UNKNOWN_MOUNT
                     self._sums.mounts[mount] = self._sums.mounts.get(mount, 0.0) + work.wrote
 
     def _closed(self, group: Sequence[_Span], begin: float, end: float, sums: _Sums) -> Checkpoint:
         mode: Mode = "sync"
-        mount = max(sums.mounts, key=lambda name: sums.mounts[name], default=UNKNOWN_MOUNT)
-        if sums.wrote < self._limits.checkpoint_bytes <= sums.copied and sums.told:
+        mount = last_mount(sums.mounts, sums.made)
+        if sums.made < self._limits.checkpoint_bytes <= sums.copied and sums.told:
             mode, mount = "remote", UNKNOWN_MOUNT
         elif 2 * sums.stalled < end - begin:
             mode = "async"
@@ -151,7 +151,7 @@ class Marks:
             started=begin,
             seconds=end - begin,
             stalled=min(sums.stalled, end - begin),
-            bytes=sums.wrote if sums.told and mode != "remote" else max(sums.wrote, sums.copied),
+            bytes=sums.made if sums.told and mode != "remote" else max(sums.made, sums.copied),
             gpu_seconds=sums.gpu_seconds,
             name=next((span.name for span in group if span.name), ""),
         )
