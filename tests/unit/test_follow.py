@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -230,6 +233,53 @@ def test_the_environment_is_read_once_and_names_the_rank():
 
 
 # A tree in place of /proc
+
+
+_AUDITED = """
+import json, sys
+from gpuhost_exporter.clock import SystemClock
+from gpuhost_exporter.sources.files import Root
+from gpuhost_exporter.sources.follow import Follower
+opened = []
+def note(event, arguments):
+    if event in ("open", "os.listdir", "os.scandir") and str(arguments[0]).startswith("/proc"):
+        opened.append(str(arguments[0]))
+sys.addaudithook(note)
+follower = Follower(Root(), SystemClock())
+for _ in range(7):
+    print(flush=True)
+    sys.stdin.readline()
+    follower.look({"GPU-0": [int(sys.argv[1])]})
+print(json.dumps(opened))
+"""
+
+
+def test_only_the_followed_are_looked_at_and_nothing_that_holds_them_up(disk):
+    """Never all of /proc, never what takes the process' memory lock: cmdline, maps, smaps; environ once."""
+    with Worker() as worker, Worker():
+        child = worker.do("fork")
+        worker.do("threads", 30)
+        reader = subprocess.Popen(
+            [sys.executable, "-c", _AUDITED, str(worker.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        for _ in range(7):
+            reader.stdout.readline()
+            worker.do("keep", f"{disk}/file", 40)
+            reader.stdin.write("\n")
+            reader.stdin.flush()
+            time.sleep(0.1)
+        opened = [path.split("/")[2:] for path in json.loads(reader.communicate(timeout=10)[0])]
+    followed = {str(worker.pid), str(child)}
+    assert {path[0] for path in opened if path and path[0].isdecimal()} == followed
+    assert [] not in opened, "all of /proc was listed"
+    files = {path[-1] for path in opened if path[0] in followed}
+    assert not files & {"cmdline", "smaps", "smaps_rollup", "maps", "status", "exe"}
+    assert {"stat", "io", "children", "mountinfo"} <= files
+    assert sum(path[-1] == "environ" for path in opened) == 1
 
 
 class Proc:
