@@ -32,7 +32,6 @@ _KEPT = 256
 _LONGEST_SECONDS = 86400.0
 _FIELDS = 6
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
-RESULTS = ("taken", "unowned", "malformed", "limited")
 
 
 class Mark(NamedTuple):
@@ -61,7 +60,10 @@ def parse(data: bytes, at: float, pid: int) -> Mark:
 
 
 class Marker:
-    """Listens in a thread of its own once it is started. `counts` by RESULTS; `reason` says why it does not listen."""
+    """Listens in a thread of its own once it is started; `reason` says why it does not.
+
+    `counts`: what was malformed or limited.
+    """
 
     def __init__(self, folder: str, clock: Clock) -> None:
         self.path = os.path.join(folder, "marker", "socket")
