@@ -16,6 +16,7 @@ from gpuhost_exporter.ledger.thresholds import Thresholds
 Mode = Literal["sync", "async", "remote"]
 UNKNOWN_MOUNT = "unknown"
 _BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D is still taken to write
+_TAIL_SHARE = 0.1
 _USUAL_SECONDS = 60.0  # what a job writes all the time is learned over so long
 
 
@@ -105,7 +106,10 @@ class Watch:
         copies = bool(here) and 2 * sum(any(piece.copying for piece in of_gpu) for of_gpu in here) >= len(here)
         wrote = _bytes(works, since, at, _wrote)
         made = _bytes(works, since, at, _made)
-        writing = wrote >= (limits.write_bytes_per_second + self._usual) * (at - since)
+        # The last of many writers is slow: while the GPUs still stand for it, little is enough.
+        going_on = still and self._episode is not None and self._episode.active >= since
+        least = limits.write_bytes_per_second * (_TAIL_SHARE if going_on else 1.0)
+        writing = wrote >= (least + self._usual) * (at - since)
         blocked = any(work.writer_blocked for work in works if work.since < at and since < work.at)
         episode = self._episode
         if episode is None:

@@ -257,7 +257,7 @@ class Follower:
                         self._find_mount(process, now)
 
     def _find_mount(self, process: Process, now: float) -> None:
-        passing = process.mount is not None and process.mount.type == "tmpfs"  # what is staged moves on
+        passing = process.mount is None or process.mount.type == "tmpfs"  # what is staged moves on
         if passing or now - process.mount_at >= MOUNT_SECONDS:
             process.mount_at, process.mount = now, procfs.written_mount(self._root, process.pid)
 

@@ -110,7 +110,9 @@ def threads(root: Root, pid: int) -> list[int]:
 def written_mount(root: Root, pid: int) -> Mount | None:
     """Where the largest file lies that a process has open for writing. None: none, not on a known mount, or not told.
 
-    Looks at regular files only, by their links, before it asks for more: drivers answer fdinfo themselves.
+    Files are measured by how far it has come in them: 0 where they are mapped, or while one long call lasts. If all
+    are so, those of one mount tell. Looks at regular files only, by their links, before it asks for more: drivers
+    answer fdinfo themselves.
     """
     folder = f"{root.proc}/{pid}"
     written: dict[int, int] = {}
@@ -123,17 +125,26 @@ def written_mount(root: Root, pid: int) -> Mount | None:
             target = os.readlink(f"{folder}/fd/{descriptor}")
         except OSError:
             continue
-        if target.startswith("/") and not target.startswith(("/dev/nvidia", "/dev/pts", "/proc/", "/sys/")):
+        if _holds_data(target):
             position, flags, mount = _fdinfo(optional_text(f"{folder}/fdinfo/{descriptor}") or "")
-            if flags & os.O_ACCMODE and position > written.get(mount, 0):
-                written[mount] = position
-    if not written:
+            if flags & os.O_ACCMODE:
+                written[mount] = max(position, written.get(mount, 0))
+    if not written or (len(written) > 1 and not any(written.values())):
         return None
     try:
         mounts = parse_mounts(read_text(f"{folder}/mountinfo"))
     except SourceError:
         return None
     return next((mounts[mount] for mount in sorted(written, key=lambda id_: -written[id_]) if mount in mounts), None)
+
+
+def _holds_data(target: str) -> bool:
+    """A file that stays; memory that processes share has no name any more."""
+    if target.endswith(" (deleted)"):
+        return False
+    return target.startswith("/dev/shm/") or (
+        target.startswith("/") and not target.startswith(("/dev/", "/proc/", "/sys/"))
+    )
 
 
 def _fdinfo(text: str) -> tuple[int, int, int]:
