@@ -140,11 +140,10 @@ def written_mount(root: Root, pid: int) -> Mount | None:
 
 def _holds_data(target: str) -> bool:
     """A file that stays; memory that processes share has no name any more."""
-    if target.endswith(" (deleted)"):
+    if not target.startswith("/") or target.endswith(" (deleted)"):
         return False
-    return target.startswith("/dev/shm/") or (
-        target.startswith("/") and not target.startswith(("/dev/", "/proc/", "/sys/"))
-    )
+    top, _, rest = target[1:].partition("/")
+    return rest.startswith("shm/") if top == "dev" else top not in ("proc", "sys")
 
 
 def _fdinfo(text: str) -> tuple[int, int, int]:
