@@ -104,6 +104,21 @@ def test_it_says_what_it_judges_by(tmp_path, profiled, processes, labels):
     assert len(watched.found["ledger_evidence_info"]) == 2
 
 
+def test_processes_that_may_not_be_read_are_told_to_doctor_with_what_grants_it(tmp_path):
+    class Denied(Watched):
+        def windows(self, before, now):
+            return tuple(
+                replace(each, processes=tuple(process._replace(denied=True) for process in each.processes))
+                for each in super().windows(before, now)
+            )
+
+    watched = Denied(tmp_path, ("steady", 5)).run()
+    assert watched.collector.remarks() == ("I/O of GPU processes: denied",)
+    assert "CAP_SYS_PTRACE" in watched.collector.privilege
+    assert watched.of("ledger_evidence_info", "gpm", "none") == 1
+    assert Watched(tmp_path, ("steady", 5)).run().collector.remarks() == ()
+
+
 def test_it_says_whose_work_each_gpu_does(tmp_path):
     watched = Watched(tmp_path, ("steady", 5)).run()
     assert watched.of("gpu_job_info", "slurm:90017", "", "", "", "", "", "", "") == 1
