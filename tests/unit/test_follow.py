@@ -212,6 +212,16 @@ def test_threads_are_looked_at_in_turn():
         assert 1 < seen.threads_looked <= 1 + follow.THREADS_A_LOOK
 
 
+def test_where_many_hold_gpus_fewer_threads_of_each_are_looked_at(proc):
+    for pid in range(10, 74):
+        proc.put(pid)
+        for thread in range(1000, 1020):
+            (proc.folder / f"{pid}/task/{thread}").mkdir()
+    few = {process.threads_looked for process in proc.look(*range(10, 74)).values()}
+    assert max(few) == 1 + follow.MOST_THREADS_A_LOOK // 64
+    assert proc.look(10)[10].threads_looked == 1 + follow.THREADS_A_LOOK
+
+
 def test_a_holder_that_has_ended_is_unseen_and_one_no_longer_named_is_let_go():
     with Worker() as one, Worker() as two:
         watch = Watch(one.pid, two.pid)

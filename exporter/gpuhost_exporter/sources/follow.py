@@ -23,7 +23,8 @@ from gpuhost_exporter.sources.procfs import Io, Stat
 MOST_PROCESSES = 512
 SEARCH_SECONDS = 5.0
 THREADS_SECONDS = 30.0  # a thread other than the main one seldom has children
-THREADS_A_LOOK = 8
+THREADS_A_LOOK = 8  # of a process
+MOST_THREADS_A_LOOK = 128  # of all holders
 MOUNT_BYTES = 32 << 20  # written in one window: worth a look at the open files
 MOUNT_SECONDS = 10.0
 _SLOW_SECONDS = 60.0
@@ -232,10 +233,11 @@ class Follower:
         if role not in ("holder", "writer") or not process.threads:
             return 1, len(blocked)
         count = len(process.threads)
+        few = max(1, min(THREADS_A_LOOK, MOST_THREADS_A_LOOK // len(self._holders)))
         chosen = set(process.blocked[:THREADS_A_LOOK])
-        chosen.update(process.threads[(process.turn + step) % count] for step in range(min(count, THREADS_A_LOOK)))
+        chosen.update(process.threads[(process.turn + step) % count] for step in range(min(count, few)))
         chosen.discard(process.pid)
-        process.turn = (process.turn + THREADS_A_LOOK) % count
+        process.turn = (process.turn + few) % count
         for thread in chosen:
             text = optional_text(f"{self._root.proc}/{process.pid}/task/{thread}/stat") or ""
             if text.rpartition(")")[2][1:2] == "D":
