@@ -84,6 +84,11 @@ class Rig:
             mount = os.path.dirname(mount)
         return mount
 
+    def accounts(self, gpu):
+        """Seconds booked by account."""
+        found = select(self.daemon.series(), "gpuhost_gpu_time_seconds_total", gpu=gpu)
+        return {dict(key)["account"]: seconds for key, seconds in found.items()}
+
     def train(self, **levels):
         held = [control.GpuChange(index, (rank.pid,), levels) for index, rank in enumerate(self.ranks)]
         control.change(self.path, held + [control.GpuChange(index, (), NOBODY) for index in range(2, 8)], self.clock)
