@@ -119,6 +119,12 @@ def test_processes_that_may_not_be_read_are_told_to_doctor_with_what_grants_it(t
     assert Watched(tmp_path, ("steady", 5)).run().collector.remarks() == ()
 
 
+def test_the_step_of_a_job_that_pauses_in_each_is_told_and_of_one_that_does_not_is_not(tmp_path):
+    paused = Watched(tmp_path, ("data-starved", 100)).run()
+    assert [paused.of("gpu_step_seconds", index=index) for index in (0, 1)] == pytest.approx([3.7, 3.7], rel=0.01)
+    assert "gpu_step_seconds" not in Watched(tmp_path, ("steady", 100)).run().found
+
+
 def test_it_says_whose_work_each_gpu_does(tmp_path):
     watched = Watched(tmp_path, ("steady", 5)).run()
     assert watched.of("gpu_job_info", "slurm:90017", "", "", "", "", "", "", "") == 1

@@ -18,10 +18,11 @@ _MOST_HASHES = 256
 
 INFO = gpu_info(
     "gpuhost_gpu_job_info",
-    "Whose work the GPU does; of several jobs the one with most GPU memory. job: slurm, kubernetes, container or user "
-    "and its id. name: job, pod or elastic run. project: Slurm account or namespace. pod: its UID. run: the "
-    "rendezvous, the same on every host of the job, and rank in it. Text is what the job's environment says. The "
-    "configuration's [job] shows names plain, as hashes or not; users are not shown unless it says so.",
+    "Whose work the GPU does; of several jobs the one with most GPU memory. job (Prometheus keeps it as exported_job): "
+    "slurm, kubernetes, container or user, and its id. name: of the job, pod or elastic run. project: Slurm account or "
+    "namespace. pod: its UID. run: the rendezvous, the same on every host of the job; rank: the place in it. Text is "
+    "what the job's environment says. The configuration's [job] shows names plain, as hashes or not at all; users are "
+    "not shown unless it says so.",
     "job",
     "name",
     "project",

@@ -42,12 +42,14 @@ TIME = gpu_counter(
     "same without profiling counters. communication: links move data and nothing computes; overlapped communication "
     "never shows here. waiting: kernels spin without math or traffic for 2 s or more, as in a collective that "
     "somebody did not join; any kernel on few SMs without memory traffic looks the same. checkpoint: its job writes, "
-    "or copies out of its GPUs, while they stand. startup and restore: until 10 s of tensor work, at most 10 min; "
-    "restore while files are read. data: idle while the job reads, or its loaders block or burn CPU. host: idle while "
-    "the holder burns CPU, and the gaps between kernels. held_idle: idle with none of these. throttled: an estimate, "
-    "busy time lost to clocks below the siblings' by heat or power brake. unallocated: no process. lost: the GPU does "
-    "not answer or needs a reset. unknown: nothing told, as with MIG instances, during a suspend or a driver upgrade. "
-    "Of several jobs on a GPU the evidence of any counts.",
+    "or copies out of its GPUs, while they stand, or marks one. startup and restore: until 10 s of tensor work, at "
+    "most 10 min; restore while files are read. data: idle while the job reads, or its loaders block or burn CPU. "
+    "host: idle while the holder burns CPU, and the gaps between kernels. held_idle: idle with none of these. "
+    "throttled: an estimate, busy time lost to clocks below the siblings' by heat or power brake. unallocated: no "
+    "process. lost: the GPU does not answer or needs a reset. unknown: nothing told, as in a suspend or driver upgrade. "
+    "A GPU in MIG instances is unknown while any has a process: nothing tells the whole GPU's activity. Of several "
+    "jobs on a GPU the evidence of any counts, copies tell nothing, and a checkpoint of one is booked though the "
+    "others may have idled.",
     "account",
 )
 PENDING = gpu_gauge(
@@ -63,7 +65,8 @@ GAP = gauge(
 EVIDENCE = gpu_info(
     "gpuhost_ledger_evidence_info",
     "What the GPU's accounts are judged by: activity gpm or nvml, and how the bytes of its job are known: process, "
-    "cgroup, host (everybody's, shared out) or none. Below process checkpoints and data stalls are less certain.",
+    "cgroup, host (everybody's, shared out) or none; of several jobs the one known worst. Below process checkpoints "
+    "and data stalls are less certain; at none only copies and marks tell of checkpoints, and data is held_idle.",
     "activity",
     "processes",
 )
@@ -80,6 +83,12 @@ PHASE = gpu_gauge(
     "phase",
 )
 PHASE_SINCE = gpu_gauge("gpuhost_gpu_phase_since_timestamp_seconds", "Since when the GPU's phase has been what it is.")
+STEP = gpu_gauge(
+    "gpuhost_gpu_step_seconds",
+    "Seconds of a training step of the GPU's job, by the rhythm of tensor work on this host's GPUs in the last 96 s. "
+    "Told only where it shows plainly at a reading a second: steps of 3 to 30 s with a pause in each. A step under 2 s "
+    "that is mostly pause may show as a multiple.",
+)
 DENSITY = gpu_gauge(
     "gpuhost_gpu_busy_sm_ratio",
     "SM activity while the GPU is busy with math, averaged over about 10 s. Within a synchronous job the one with "
@@ -122,6 +131,7 @@ class LedgerCollector(Collector):
         IN_PROGRESS,
         PHASE,
         PHASE_SINCE,
+        STEP,
         DENSITY,
         HANG,
         CULPRIT,
@@ -135,6 +145,7 @@ class LedgerCollector(Collector):
         from gpuhost_exporter.ledger.cost import per_gpu
         from gpuhost_exporter.ledger.culprit import Culprits
         from gpuhost_exporter.ledger.ledger import Ledger, Seen
+        from gpuhost_exporter.ledger.rhythm import Rhythm
         from gpuhost_exporter.ledger.thresholds import Thresholds
 
         super().__init__(host)
@@ -144,6 +155,7 @@ class LedgerCollector(Collector):
         self._limits = limits
         self._ledger = Ledger(limits, self._spend)
         self._culprits = Culprits(limits)
+        self._rhythm = Rhythm()
         self._hours = hours.Hours(host.state)
         self._saved_at: float | None = None
         self._gap: float | None = None
@@ -165,6 +177,7 @@ class LedgerCollector(Collector):
             self._checkpoints.add(checkpoint)
             _log(checkpoint)
         latest, works = self._ledger.latest, self._ledger.works
+        self._rhythm.tick(now, {uuid: piece.jobs[0] for uuid, piece in latest.items() if piece.jobs}, seen.activities)
         self._culprits.tick(now, latest, works, self._ledger.checkpoints_running())
         if now - self._saved_at >= SAVE_SECONDS:
             self._saved_at = now
@@ -222,9 +235,10 @@ class LedgerCollector(Collector):
 
     def _present(self, gpu: Gpu, piece: Piece) -> Iterator[Sample]:
         labels = gpu_labels(gpu)
-        works = self._ledger.works
-        rungs = [works[job].rung for job in piece.jobs if job in works]
-        yield EVIDENCE(*labels, "gpm" if piece.profiled else "nvml", rungs[0] if rungs else "none")
+        yield EVIDENCE(*labels, "gpm" if piece.profiled else "nvml", self._ledger.rung(piece))
+        for job in piece.jobs[:1]:
+            if job in self._rhythm.periods:
+                yield STEP(*labels, value=self._rhythm.periods[job])
         phase = self._phase(piece)
         known, since = self._phases.get(gpu.uuid, ("", 0.0))
         if phase != known:

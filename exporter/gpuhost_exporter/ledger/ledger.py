@@ -17,7 +17,7 @@ from gpuhost_exporter.ledger.book import Book
 from gpuhost_exporter.ledger.checkpoint import Checkpoint, Watch
 from gpuhost_exporter.ledger.classify import Around, free_clock, shares, waits
 from gpuhost_exporter.ledger.marks import Marks
-from gpuhost_exporter.ledger.piece import HOST, Piece, Usual, Work, jobs_of, of_activity, works
+from gpuhost_exporter.ledger.piece import HOST, RUNGS, Piece, Rung, Usual, Work, jobs_of, of_activity, works
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.evidence import Evidence
 from gpuhost_exporter.sources.marker import Mark
@@ -91,6 +91,12 @@ class Ledger:
     def works(self) -> dict[str, Work]:
         """What each job's processes did last, where that is told."""
         return {name: job.works[-1] for name, job in self._jobs.items() if job.works}
+
+    def rung(self, piece: Piece) -> Rung:
+        """How the bytes of the GPU's job are known; of several jobs, those that are known worst."""
+        works = self.works
+        known = [works[job].rung for job in piece.jobs if job in works]
+        return max(known, key=RUNGS.index) if known and len(known) == len(piece.jobs) else "none"
 
     def checkpoints_running(self) -> dict[str, float]:
         """job -> when the checkpoint that it stands for began."""
@@ -195,7 +201,8 @@ class Ledger:
         jobs = tuple(sorted(names)) or (HOST,)
         for name in jobs:
             self._job(name)
-        return replace(piece, jobs=jobs)
+        # Whose copies leave a GPU that several have, nobody can tell.
+        return replace(piece, jobs=jobs, copied=piece.copied if len(jobs) == 1 else 0.0)
 
     @staticmethod
     def _tell(gpu: _Gpu, piece: Piece) -> None:
