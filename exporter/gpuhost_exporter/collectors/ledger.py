@@ -46,7 +46,7 @@ TIME = gpu_counter(
     "most 10 min; restore while files are read. data: idle while the job reads, or its loaders block or burn CPU. "
     "host: idle while the holder burns CPU, and the gaps between kernels. held_idle: idle with none of these. "
     "throttled: an estimate, busy time lost to clocks below the siblings' by heat or power brake. unallocated: no "
-    "process. lost: the GPU does not answer or needs a reset. unknown: nothing told, as in a suspend or driver upgrade. "
+    "process. lost: the GPU does not answer or needs a reset. unknown: nothing told, as in a driver upgrade. "
     "A GPU in MIG instances is unknown while any has a process: nothing tells the whole GPU's activity. Of several "
     "jobs on a GPU the evidence of any counts, copies tell nothing, and a checkpoint of one is booked though the "
     "others may have idled.",
