@@ -67,7 +67,7 @@ class Marks:
             return
         for span in self._spans:
             if (span.pid, span.serial) == (mark.pid, mark.serial):
-                span.until = mark.at
+                span.until = max(span.since, mark.at)
                 return
         self._spans.append(_Span(mark.at - mark.seconds, mark.at, mark.pid, mark.serial, mark.name))
 
