@@ -184,8 +184,9 @@ class Watch:
 
 def last_mount(mounts: Mapping[str, float], made: float) -> str:
     """Of the bytes written by mount, in the order in which it came to them: where most of what was made has gone."""
-    large = [name for name, wrote in mounts.items() if wrote >= made / 2]
-    return large[-1] if large else max(mounts, key=lambda name: mounts[name], default=UNKNOWN_MOUNT)
+    known = {name: wrote for name, wrote in mounts.items() if name != UNKNOWN_MOUNT}
+    large = [name for name, wrote in known.items() if wrote >= made / 2]
+    return large[-1] if large else max(known, key=lambda name: known[name], default=UNKNOWN_MOUNT)
 
 
 def _worked(pieces: Sequence[Piece]) -> float:

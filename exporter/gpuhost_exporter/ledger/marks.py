@@ -151,7 +151,7 @@ class Marks:
             started=begin,
             seconds=end - begin,
             stalled=min(sums.stalled, end - begin),
-            bytes=sums.made if sums.told and mode != "remote" else max(sums.made, sums.copied),
+            bytes=max(0.0, sums.made) if sums.told and mode != "remote" else max(sums.made, sums.copied),
             gpu_seconds=sums.gpu_seconds,
             name=next((span.name for span in group if span.name), ""),
         )
