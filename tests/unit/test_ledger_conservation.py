@@ -161,11 +161,9 @@ def test_booked_and_pending_are_the_time_since_the_start_whatever_the_clock_and_
         found = poll(collector, now)
         began = now if began is None else began
         for index in (0, 1):
-            told = {
-                labels: value for labels, value in found["gpu_time_seconds_total"].items() if labels[0] == str(index)
-            }
+            booked = (value for labels, value in found["gpu_time_seconds_total"].items() if labels[0] == str(index))
             pending = found["ledger_pending_seconds"][str(index), f"GPU-{index}"]
-            assert sum(told.values()) + pending == pytest.approx(now - began, rel=1e-3, abs=1e-6)
+            assert sum(booked) + pending == pytest.approx(now - began, rel=1e-3, abs=1e-6)
             assert 0 <= pending <= MOST_PENDING
     written = sum(bucket.seconds[name] for bucket in collector._hours.day(NOON, gpus, {"GPU-0": 1.0, "GPU-1": 1.0})
                   for name in bucket.seconds)  # fmt: skip
@@ -205,8 +203,8 @@ def test_any_history_books_exactly_the_time_that_passed(seed):
 def test_ticks_that_come_early_late_or_not_at_all_lose_nothing(scenario, pauses):
     ticks = list(itertools.accumulate(pauses, initial=0.0))
     trace = Trace((scenario, ticks[-1]), count=4).run(ticks)
-    for gpu in trace.gpus:
-        book = trace.ledger.books[gpu.uuid]
+    for watched in trace.gpus:
+        book = trace.ledger.books[watched.uuid]
         assert sum(book.totals.values()) == pytest.approx(book.booked - book.began, abs=1e-6)
         assert trace.now - book.booked <= MOST_PENDING
 
