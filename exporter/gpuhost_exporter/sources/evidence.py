@@ -15,11 +15,11 @@ Role = Literal["holder", "loader", "writer", "other"]
 JobKind = Literal["slurm", "kubernetes", "container", "user"]
 
 
-@dataclass(frozen=True, slots=True)
-class JobIdentity:
+class JobIdentity(NamedTuple):
     """Whose work a GPU holder is: from its cgroup's path, and from its environment where that may be read.
 
     Text from the environment is the user's own: printable, at most 128 characters, and else not to be trusted.
+    A tuple, as ProcessSample is.
     """
 
     kind: JobKind
