@@ -120,7 +120,6 @@ class LedgerCollector(Collector):
     source = "what the gpu and gpu_health collectors and the privileged reader told; /proc of GPU processes"
     privilege = "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH for the I/O of other users' processes; cgroups need nothing"
     interval = 1.0
-    on_by_default = False  # its thresholds have seen no real GPU yet
     specs = (
         TIME,
         PENDING,
