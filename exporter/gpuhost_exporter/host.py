@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gpuhost_exporter.board import Board
 from gpuhost_exporter.clock import Clock
+from gpuhost_exporter.sources.ethtool import Network
 from gpuhost_exporter.sources.mounts import Capacities
 from gpuhost_exporter.sources.nvme_health import DriveHealth
 
@@ -32,5 +33,6 @@ class Host:
     state: State
     simulated: str = ""  # HOST:SCENARIO, empty on a real host
     capacities: Capacities = field(default_factory=Capacities)
+    network: Network = field(default_factory=Network)
     board: Board = field(default_factory=Board)
     drive_health: DriveHealth = field(default_factory=DriveHealth)
