@@ -37,16 +37,17 @@ def source_error(path: str, error: OSError) -> SourceError:
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """Where the host's trees are: `--path.procfs`, `--path.sysfs`, and /dev."""
+    """Where the host's trees are: `--path.procfs`, `--path.sysfs`, /dev, and what is above /run and /var."""
 
     proc: str = "/proc"
     sys: str = "/sys"
     dev: str = "/dev"
+    top: str = ""
 
     @classmethod
     def below(cls, folder: str) -> Root:
         """The trees of a simulated or recorded host."""
-        return cls(f"{folder}/proc", f"{folder}/sys", f"{folder}/dev")
+        return cls(f"{folder}/proc", f"{folder}/sys", f"{folder}/dev", folder)
 
 
 def read_text(path: str) -> str:
