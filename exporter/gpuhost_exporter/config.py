@@ -150,9 +150,12 @@ def parse(document: Mapping[str, Any], path: str, collector_names: tuple[str, ..
         settings = replace(
             settings, nvml_call_timeout=reader.number(nvml["call-timeout"], "nvml.call-timeout", 0.5, 300)
         )
+    collectors = _collectors(reader, sections.get("collector", {}), collector_names)
+    if "latency" in sections and collectors.get("latency", CollectorSettings()).enabled is None:
+        collectors["latency"] = replace(collectors.get("latency", CollectorSettings()), enabled=True)
     return replace(
         settings,
-        collectors=_collectors(reader, sections.get("collector", {}), collector_names),
+        collectors=collectors,
         inventory=_inventory(reader, sections.get("inventory", {})),
         target=_numbers(reader, sections.get("target", {}), "target"),
         ledger=_numbers(reader, sections.get("ledger", {}), "ledger"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Address = tuple[str, int]
 PROGRAMS = ("ib_write_lat", "ib_send_lat")
 MOST_TARGETS = 8
+MOST_NEIGHBOURS = 16
 _KEYS = ("name", "listen-address", "key-file", "interval", "messages", "pairs", "hosts", "rdma")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<four>[0-9.]*)):(?P<port>[0-9]{1,5})\Z")
@@ -85,6 +86,8 @@ def parse(reader: Reader, section: Any, folder: str) -> LatencySettings:
     )
     if len(settings.targets()) > MOST_TARGETS:
         raise reader.error("latency.pairs", f"at most {MOST_TARGETS} hosts that {name} probes", settings.targets())
+    if len(settings.neighbours()) > MOST_NEIGHBOURS:
+        raise reader.error("latency.pairs", f"at most {MOST_NEIGHBOURS} neighbours of {name}", settings.neighbours())
     spoken = {":" in hosts[peer][0] for peer in settings.neighbours()} | ({":" in listen[0]} if listen[0] else set())
     if len(spoken) > 1:
         raise reader.error("latency.hosts", "IPv4 only or IPv6 only between neighbours", section["hosts"])

@@ -18,10 +18,9 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 
 from gpuhost_exporter.sources.latency.message import NO_NONCE, NONCE_BYTES, Keyring, Kind, Message, Rejected
+from gpuhost_exporter.sources.latency.plan import PERFTEST_SECONDS, WARM_UP, Plan
 from gpuhost_exporter.sources.latency.results import RDMA, TCP
 
-WARM_UP = 5
-PERFTEST_SECONDS = 20.0
 _HELLOS = 3
 _GIVE_UP = 5  # messages lost one after the other: the peer is down
 _TRIES = 3  # while the peer, or this host, is busy
@@ -36,20 +35,6 @@ _QUESTIONS: Mapping[Kind, frozenset[Kind]] = {
 _Steps = Generator[float, "_Answer | None", None]
 _Exchange = Generator[float, "_Answer | None", "_Answer | None"]
 _Answer = tuple[Message, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a prober is to do. In seconds: `gap` from one message to the next, `patience` until one counts as lost."""
-
-    name: str
-    targets: tuple[str, ...]
-    neighbours: tuple[str, ...]
-    interval: float
-    messages: int
-    rdma: bool = False
-    gap: float = 0.01
-    patience: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 TCP, RDMA, MPI = "tcp", "rdma", "mpi"
+SKIPPED = ("peer_busy", "busy_here", "peer_refused", "no_answer", "failed")
+REJECTED = ("malformed", "unknown_key", "forged", "replayed", "rate")
 _KEPT = 1000
 
 
@@ -26,18 +28,17 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A round that did not take place, and why: peer_busy, busy_here, peer_refused, failed."""
+    """A round that did not take place: the reason, one of SKIPPED, and where there is more to say, that."""
 
     peer: str
     transport: str
     reason: str
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejections:
-    """Datagrams from a peer's address that were not taken for its own: malformed, unknown_key, forged, replayed,
-    rate.
-    """
+    """Datagrams from a peer's address that were not taken for its own, for one of the reasons REJECTED."""
 
     peer: str
     reason: str
