@@ -1,4 +1,4 @@
-"""The machine: make, model, kernel, boot time, processors and memory."""
+"""The machine: make, model, kernel, boot time, processors and memory, and faults that its chips tell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.host import Host
-from gpuhost_exporter.sources import machine
+from gpuhost_exporter.sources import machine, sensors
 from gpuhost_exporter.specs import Sample, Spec, counter, gauge, info
 
 INFO = info(
@@ -53,8 +53,8 @@ MEMORY = gauge("gpuhost_machine_memory_bytes", "Memory that the kernel manages, 
 
 class MachineCollector(Collector):
     name: ClassVar[str] = "machine"
-    help: ClassVar[str] = "Make, model, kernel, boot time, processors and memory of the machine"
-    source: ClassVar[str] = "/sys/class/dmi/id, /proc/stat, /proc/meminfo, /proc/cpuinfo"
+    help: ClassVar[str] = "Make, model, kernel, boot time, size of the machine; faults of its memory, fans and power"
+    source: ClassVar[str] = "/sys/class/dmi/id, /proc/stat, /proc/meminfo, /proc/cpuinfo, EDAC, hwmon"
     interval: ClassVar[float] = 60.0
     specs: ClassVar[tuple[Spec, ...]] = (
         INFO,
@@ -82,3 +82,15 @@ class MachineCollector(Collector):
             yield PROCESSORS(value=running.processors)
         with self.guard("meminfo"):
             yield MEMORY(value=machine.memory_bytes(self.host.root))
+        yield from self._hardware()
+
+    def _hardware(self) -> Iterator[Sample]:
+        for errors in sensors.memory_errors(self.host.root):
+            for kind, count in (("corrected", errors.corrected), ("uncorrected", errors.uncorrected)):
+                if errors.module is None and count is not None:
+                    yield MEMORY_ERRORS(errors.controller, kind, value=count)
+                elif errors.module is not None and count:
+                    yield DIMM_ERRORS(errors.controller, errors.module, kind, value=count)
+        for sensor in sensors.faults(self.host.root):
+            spec = FAN_FAULT if sensor.kind == "fan" else POWER_FAULT
+            yield spec(sensor.chip, sensor.name, value=float(sensor.faulty))

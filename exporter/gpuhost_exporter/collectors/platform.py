@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from gpuhost_exporter.collector import Collector
-from gpuhost_exporter.collectors.per_gpu import gpu_info
+from gpuhost_exporter.collectors.per_gpu import gpu_info, gpu_labels, one_of
+from gpuhost_exporter.host import Host
+from gpuhost_exporter.sources import contention, gpudirect, pci, placement, rdma, virtualization
+from gpuhost_exporter.sources.fabric_manager import FabricManager
+from gpuhost_exporter.sources.virtualization import HINT, PROOF, Evidence
 from gpuhost_exporter.specs import Sample, Spec, gauge, info
 
 VIRTUALIZED = gauge(
@@ -115,5 +119,90 @@ class PlatformCollector(Collector):
         FABRIC_MANAGER_MATCHES,
     )
 
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._fabric_manager = FabricManager(host.root)
+        self._paths: dict[tuple[str, str], str] = {}
+
     def poll(self, now: float) -> Iterator[Sample]:
-        yield from ()
+        yield from self._verdict()
+        yield from self._placement(now)
+        yield from self._processors()
+        yield from self._fabric()
+
+    def _verdict(self) -> Iterator[Sample]:
+        root = self.host.root
+        evidence = (*virtualization.look(root), *self._second_opinions())
+        for each in evidence:
+            yield EVIDENCE(each.source, each.finding, value=float(each.virtual))
+        verdict = virtualization.judge(evidence)
+        runtime = virtualization.container(root)
+        yield CONTAINER(runtime or "none", value=float(runtime is not None))
+        if verdict is None:
+            return
+        yield VIRTUALIZED(verdict.hypervisor, value=float(verdict.virtual))
+        guide = self.host.targets.guide
+        metal = (guide.utilization_metal_low_ratio, guide.utilization_metal_high_ratio)
+        virtual = (guide.utilization_vm_low_ratio, guide.utilization_vm_high_ratio)
+        for bound, share in zip(("low", "high"), virtual if verdict.virtual else metal, strict=True):
+            yield EXPECTED_UTILIZATION(bound, value=share)
+
+    def _second_opinions(self) -> Iterator[Evidence]:
+        modes = {gpu.virtualization_mode for gpu in self.host.nvml.gpus() if gpu.virtualization_mode}
+        for mode in sorted(modes & {"passthrough", "vgpu"}):
+            yield Evidence("nvml", mode, virtual=True, weight=PROOF)
+        if modes and not modes & {"passthrough", "vgpu"}:
+            yield Evidence("nvml", ", ".join(sorted(modes)), virtual=False, weight=HINT)
+        with self.guard("stat"):
+            if contention.steal_seconds(self.host.root):  # that nothing was stolen so far proves nothing
+                yield Evidence("steal", "CPU time was stolen", virtual=True, weight=PROOF)
+
+    def _placement(self, now: float) -> Iterator[Sample]:
+        root = self.host.root
+        gpus = self.host.nvml.gpus()
+        mode = placement.iommu_mode(root, [gpu.bdf for gpu in gpus])
+        if mode is not None:
+            yield from one_of(IOMMU, (), placement.IOMMU_MODES, mode)
+        ports = self.host.switch_ports.told()
+        if ports:
+            for state, redirects in (("enabled", True), ("disabled", False), ("unreadable", None)):
+                yield SWITCH_PORTS(state, value=sum(port.redirects is redirects for port in ports))
+        for device, node in placement.numa_nodes(root, {f"gpu{gpu.index}": gpu.bdf for gpu in gpus}).items():
+            yield NUMA_NODE(device, value=node)
+        adapters = {
+            port.device: port.address
+            for port in self.host.board.last("ports", tuple, now) or ()
+            if isinstance(port, rdma.Port) and port.address
+        }
+        for gpu in gpus:
+            found = {device: self._path(gpu.bdf, address) for device, address in adapters.items()}
+            nearest = min(found.values(), key=placement.PATHS.index, default=None)
+            for device in (device for device, path in found.items() if path == nearest):
+                yield AFFINITY(*gpu_labels(gpu), device, found[device])
+        if adapters:
+            for path, available in gpudirect.paths(root).items():
+                yield GPUDIRECT(path, value=float(available))
+
+    def _path(self, gpu: str, adapter: str) -> str:
+        """Which slot a device is in does not change while the machine runs."""
+        if (gpu, adapter) not in self._paths:
+            self._paths[gpu, adapter] = placement.path_between(self.host.root, gpu, adapter)
+        return self._paths[gpu, adapter]
+
+    def _processors(self) -> Iterator[Sample]:
+        for governor, policies in sorted(placement.governors(self.host.root).items()):
+            yield GOVERNOR(governor, value=policies)
+        for state, seconds in placement.idle_states(self.host.root).items():
+            yield IDLE_LATENCY(state, value=seconds)
+
+    def _fabric(self) -> Iterator[Sample]:
+        if not pci.count_nvswitches(self.host.root):
+            return
+        runs, version = self._fabric_manager.runs(), self._fabric_manager.version()
+        driver = self.host.nvml.driver()
+        if runs is not None:
+            yield FABRIC_MANAGER(value=float(runs))
+        if version is not None:
+            yield FABRIC_MANAGER_INFO(version)
+            if driver is not None:
+                yield FABRIC_MANAGER_MATCHES(value=float(version == driver.driver_version))

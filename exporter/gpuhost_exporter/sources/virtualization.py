@@ -49,13 +49,18 @@ _CLOUDS = (("Amazon EC2", "nitro"), ("Google Compute Engine", "google"), ("Oracl
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What one source says. `certain`: it settles the question unless a stronger one has."""
+    """What one source says. Weights: DECISIVE settles it, PROOF of a guest outweighs any doubt, HINT is also found on
+    the other kind of machine.
+    """
 
     source: str
     finding: str
     virtual: bool
+    weight: int
     hypervisor: str | None = None
-    certain: bool = True
+
+
+HINT, PROOF, DECISIVE = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +72,20 @@ class Verdict:
 
 
 def look(root: Root) -> tuple[Evidence, ...]:
-    """The evidence in /proc and /sys, strongest first."""
+    """The evidence in /proc and /sys."""
     found = (_metal_name(root), _host_of_guests(root), _cpuid(root), _hypervisor_folder(root), _device_tree(root))
     return tuple(evidence for evidence in (*found, _dmi(root)) if evidence)
 
 
 def judge(evidence: tuple[Evidence, ...]) -> Verdict | None:
-    """None where nothing tells. Of certain evidence the first counts, and what is not certain where there is no
-    other: a cloud's name is on its metal, too.
+    """The heaviest evidence counts, and of equals that for a guest: a hypervisor may hide its bit from the CPU, a
+    cloud's name is on its metal, too. None where nothing tells.
     """
-    by_weight = [*(each for each in evidence if each.certain), *(each for each in evidence if not each.certain)]
-    if not by_weight:
+    if not evidence:
         return None
-    first = next((each for each in by_weight if each.virtual and each.certain), by_weight[0])
-    if not by_weight[0].virtual and by_weight[0].source in ("product", "hypervisor_host"):
-        first = by_weight[0]
-    if not first.virtual:
-        return Verdict(False, first.hypervisor or "none")
+    heaviest = max(evidence, key=lambda each: (each.weight, each.virtual))
+    if not heaviest.virtual:
+        return Verdict(False, heaviest.hypervisor or "none")
     return Verdict(True, next((each.hypervisor for each in evidence if each.virtual and each.hypervisor), "unknown"))
 
 
@@ -122,15 +124,19 @@ def parse_root_mount(mountinfo: str) -> str | None:
 
 def _metal_name(root: Root) -> Evidence | None:
     name = optional_text(f"{root.sys}/class/dmi/id/product_name") or ""
-    return Evidence("product", name, False) if name.endswith(METAL_SUFFIX) else None
+    return Evidence("product", name, False, DECISIVE) if name.endswith(METAL_SUFFIX) else None
 
 
 def _host_of_guests(root: Root) -> Evidence | None:
-    if "control_d" in (optional_text(f"{root.proc}/xen/capabilities") or ""):
-        return Evidence("hypervisor_host", "dom0 of Xen", False, "xen")
+    if _is_dom0(root):
+        return Evidence("hypervisor_host", "dom0 of Xen", False, DECISIVE, "xen")
     if os.path.exists(f"{root.sys}/class/misc/mshv"):
-        return Evidence("hypervisor_host", "root partition of Hyper-V", False, "hyperv")
+        return Evidence("hypervisor_host", "root partition of Hyper-V", False, DECISIVE, "hyperv")
     return None
+
+
+def _is_dom0(root: Root) -> bool:
+    return "control_d" in (optional_text(f"{root.proc}/xen/capabilities") or "")
 
 
 def _cpuid(root: Root) -> Evidence | None:
@@ -140,26 +146,26 @@ def _cpuid(root: Root) -> Evidence | None:
         return None
     if found is None:
         return None
-    return Evidence("cpuid", "hypervisor bit set" if found else "hypervisor bit not set", found)
+    return Evidence("cpuid", "hypervisor bit set" if found else "hypervisor bit not set", found, PROOF)
 
 
 def _hypervisor_folder(root: Root) -> Evidence | None:
     kind = optional_text(f"{root.sys}/hypervisor/type")
-    if kind is None or "control_d" in (optional_text(f"{root.proc}/xen/capabilities") or ""):
-        return None
-    return Evidence("hypervisor_folder", kind, True, kind)
+    return None if kind is None or _is_dom0(root) else Evidence("hypervisor_folder", kind, True, PROOF, kind)
 
 
 def _device_tree(root: Root) -> Evidence | None:
     kind = (optional_text(f"{root.proc}/device-tree/hypervisor/compatible") or "").strip("\0")
-    return Evidence("device_tree", kind, True, "xen" if "xen" in kind else "kvm") if kind else None
+    return Evidence("device_tree", kind, True, PROOF, "xen" if "xen" in kind else "kvm") if kind else None
 
 
 def _dmi(root: Root) -> Evidence | None:
     texts = [text for name in _DMI if (text := optional_text(f"{root.sys}/class/dmi/id/{name}"))]
-    for table, certain in ((_HYPERVISORS, True), (_CLOUDS, False)):
+    if texts and texts[0].endswith(METAL_SUFFIX):
+        return None
+    for table, weight in ((_HYPERVISORS, PROOF), (_CLOUDS, HINT)):
         for text in texts:
-            for prefix, hypervisor in table:
-                if text.startswith(prefix) and not texts[0].endswith(METAL_SUFFIX):
-                    return Evidence("dmi", text, True, hypervisor, certain)
-    return Evidence("dmi", texts[0], False, None, False) if texts else None
+            for name, hypervisor in table:
+                if text.startswith(name) and not text[len(name) : len(name) + 1].islower():
+                    return Evidence("dmi", text, True, weight, hypervisor)
+    return Evidence("dmi", texts[0], False, HINT) if texts else None
