@@ -27,13 +27,6 @@ def write_fixed(files: Files, host: HostSpec) -> None:
         files.put("var/log/fabricmanager.log", f"{line} is running with the following configuration options")
     if system.hypervisor:
         return
-    for number, device in enumerate(host.devices):
-        group = f"sys/kernel/iommu_groups/{number}"
-        if system.iommu:
-            files.put(f"{group}/type", system.iommu)
-        else:
-            files.put(f"{group}/reserved_regions", "")
-        files.link(f"sys/{device.folder}/iommu_group", group)
     files.put("sys/class/iommu/dmar0/uevent", "")
     for port in dict.fromkeys(bdf for device in host.devices for bdf in device.path[2::2]):
         files.put_block(f"sys/bus/pci/devices/{port}/config", _configuration_space())

@@ -143,6 +143,12 @@ def _pci(files: Files, device: PciDevice, system: System) -> None:
             "aer_dev_nonfatal": _aer(_AER_FATAL, "NONFATAL"),
         },
     )
+    if not system.hypervisor:
+        group = f"sys/kernel/iommu_groups/{int(device.bdf[5:7], 16)}"
+        files.put(f"{group}/reserved_regions", "0x00000000fee00000 0x00000000feefffff msi")
+        if system.iommu:
+            files.put(f"{group}/type", system.iommu)
+        files.link(f"sys/{folder}/iommu_group", group)
 
 
 def _aer(names: tuple[str, ...], kind: str) -> str:

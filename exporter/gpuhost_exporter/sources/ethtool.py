@@ -101,10 +101,12 @@ def parse_statistics(strings: bytes, values: bytes) -> dict[str, int]:
     """Names and numbers of the two answers. Raises Malformed."""
     try:
         count = min(STRINGS_HEAD.unpack_from(strings)[2], HEAD.unpack_from(values)[1])
-        names = struct.unpack_from(f"@{f'{STRING_BYTES}s' * count}", strings, STRINGS_HEAD.size)
-        numbers = struct.unpack_from(f"@{count}Q", values, HEAD.size)
     except struct.error as error:
         raise Malformed(f"ethtool statistics: {error}") from error
+    if len(strings) < STRINGS_HEAD.size + STRING_BYTES * count or len(values) < HEAD.size + 8 * count:
+        raise Malformed(f"ethtool statistics: {count} of them in {len(strings)} and {len(values)} bytes")
+    names = struct.unpack_from(f"@{f'{STRING_BYTES}s' * count}", strings, STRINGS_HEAD.size)
+    numbers = struct.unpack_from(f"@{count}Q", values, HEAD.size)
     return {
         name.partition(b"\0")[0].decode("ascii", "replace").strip(): number
         for name, number in zip(names, numbers, strict=True)
@@ -115,12 +117,12 @@ _PAUSES = (
     # mlx5, then bnxt_en, then ice; the group is the priority
     (re.compile(r"rx_(?:prio([0-7])|global)_pause"), "rx_frames", 1.0),
     (re.compile(r"tx_(?:prio([0-7])|global)_pause"), "tx_frames", 1.0),
-    (re.compile(r"rx_(?:prio([0-7])|global)_pause_duration"), "rx_seconds", 1e-6),
-    (re.compile(r"tx_(?:prio([0-7])|global)_pause_duration"), "tx_seconds", 1e-6),
+    (re.compile(r"rx_(?:prio([0-7])|global)_pause_duration"), "rx_seconds", 1e6),
+    (re.compile(r"tx_(?:prio([0-7])|global)_pause_duration"), "tx_seconds", 1e6),
     (re.compile(r"rx_pfc_ena_frames_pri([0-7])"), "rx_frames", 1.0),
     (re.compile(r"tx_pfc_ena_frames_pri([0-7])"), "tx_frames", 1.0),
-    (re.compile(r"pfc_pri([0-7])_rx_duration_us"), "rx_seconds", 1e-6),
-    (re.compile(r"pfc_pri([0-7])_tx_duration_us"), "tx_seconds", 1e-6),
+    (re.compile(r"pfc_pri([0-7])_rx_duration_us"), "rx_seconds", 1e6),
+    (re.compile(r"pfc_pri([0-7])_tx_duration_us"), "tx_seconds", 1e6),
     (re.compile(r"rx_priority_([0-7])_xoff\.nic"), "rx_frames", 1.0),
     (re.compile(r"tx_priority_([0-7])_xoff\.nic"), "tx_frames", 1.0),
 )
@@ -133,10 +135,10 @@ def parse_physical(statistics: Mapping[str, int]) -> Physical:
     """What of an interface's statistics tells about RoCE."""
     found: dict[str, dict[str, float]] = {}
     for name, value in statistics.items():
-        for pattern, field, factor in _PAUSES:
+        for pattern, field, divisor in _PAUSES:
             match = pattern.fullmatch(name)
             if match:
-                found.setdefault(match[1] or "global", {})[field] = value * factor
+                found.setdefault(match[1] or "global", {})[field] = value / divisor
     return Physical(
         tuple(Pause(priority, **found[priority]) for priority in sorted(found)),
         _counts(statistics, _STORMS),

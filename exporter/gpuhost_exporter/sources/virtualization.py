@@ -6,6 +6,7 @@ question.
     /sys/hypervisor/type                   xen
     /proc/xen/capabilities                 control_d       (dom0: Linux on metal, above Xen)
     /sys/class/misc/mshv                   Hyper-V's root partition: Linux on metal, above Hyper-V
+    /sys/devices/system/clocksource/clocksource0/available_clocksource      tsc kvm-clock
     /proc/device-tree/hypervisor/compatible   linux,kvm    (ARM)
     /.dockerenv, /run/.containerenv        who runs this container; /proc/self/mountinfo says it of containerd
 """
@@ -73,8 +74,8 @@ class Verdict:
 
 def look(root: Root) -> tuple[Evidence, ...]:
     """The evidence in /proc and /sys."""
-    found = (_metal_name(root), _host_of_guests(root), _cpuid(root), _hypervisor_folder(root), _device_tree(root))
-    return tuple(evidence for evidence in (*found, _dmi(root)) if evidence)
+    found = (_metal_name(root), _host_of_guests(root), _cpuid(root), _hypervisor_folder(root), _clock(root))
+    return tuple(evidence for evidence in (*found, _device_tree(root), _dmi(root)) if evidence)
 
 
 def judge(evidence: tuple[Evidence, ...]) -> Verdict | None:
@@ -152,6 +153,16 @@ def _cpuid(root: Root) -> Evidence | None:
 def _hypervisor_folder(root: Root) -> Evidence | None:
     kind = optional_text(f"{root.sys}/hypervisor/type")
     return None if kind is None or _is_dom0(root) else Evidence("hypervisor_folder", kind, True, PROOF, kind)
+
+
+def _clock(root: Root) -> Evidence | None:
+    """A hypervisor's clock: some guests have no DMI at all."""
+    folder = f"{root.sys}/devices/system/clocksource/clocksource0"
+    for name in (optional_text(f"{folder}/available_clocksource") or "").split():
+        for prefix, hypervisor in (("kvm-clock", "kvm"), ("hyperv_clocksource", "hyperv")):
+            if name.startswith(prefix):
+                return Evidence("clock", name, True, PROOF, hypervisor)
+    return None
 
 
 def _device_tree(root: Root) -> Evidence | None:
