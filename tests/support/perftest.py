@@ -38,7 +38,7 @@ def output(microseconds: Sequence[float]) -> str:
 #, usec
 {listed} #bytes #iterations    t_min[usec]    t_max[usec]  t_typical[usec]    t_avg[usec]    t_stdev[usec]   \
 99% percentile[usec]   99.9% percentile[usec]
- 8       {count}          {ordered[0]:<7.2f}        {ordered[-1]:<7.2f}      {middle:<7.2f}  \t       {middle:<7.2f}     \
-\t0.00\t\t{ordered[-1]:<7.2f} \t\t{ordered[-1]:<7.2f}
+ 8       {count}          {ordered[0]:<7.2f}        {ordered[-1]:<7.2f}      {middle:<7.2f} \
+ \t       {middle:<7.2f}     \t0.00\t\t{ordered[-1]:<7.2f} \t\t{ordered[-1]:<7.2f}
 {_RULE}
 """

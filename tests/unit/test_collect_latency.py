@@ -7,8 +7,8 @@ from support.gpus import FakeNvml, host_of
 
 from gpuhost_exporter.collectors import latency
 from gpuhost_exporter.collectors.latency import LatencyCollector
-from gpuhost_exporter.latency.collective import SUBJECT, Collective, parse
 from gpuhost_exporter.errors import Malformed
+from gpuhost_exporter.latency.collective import SUBJECT, Collective, parse
 from gpuhost_exporter.sources.latency.results import Rejections, Round, Skipped
 from gpuhost_exporter.sources.state import State
 
@@ -45,12 +45,12 @@ TCP = ("b", "tcp")
 def test_a_round_is_a_histogram_a_median_and_when(collector):
     found = told(collector, tcp(4e-6, 5e-6, 6e-6, 0.2))
     buckets = found["round_trip_seconds"]
-    assert buckets[*TCP, "4e-06"] == 1
-    assert buckets[*TCP, "5e-06"] == 2, "the bound itself is inside"
-    assert buckets[*TCP, "7e-06"] == 3
-    assert buckets[*TCP, "0.1"] == 3
-    assert buckets[*TCP, "+Inf"] == buckets[*TCP, "count"] == 4
-    assert buckets[*TCP, "sum"] == pytest.approx(0.200015)
+    assert buckets["b", "tcp", "4e-06"] == 1
+    assert buckets["b", "tcp", "5e-06"] == 2, "the bound itself is inside"
+    assert buckets["b", "tcp", "7e-06"] == 3
+    assert buckets["b", "tcp", "0.1"] == 3
+    assert buckets["b", "tcp", "+Inf"] == buckets["b", "tcp", "count"] == 4
+    assert buckets["b", "tcp", "sum"] == pytest.approx(0.200015)
     assert found["round_trip_median_seconds"] == {TCP: pytest.approx(5.5e-6)}
     assert found["probe_timestamp_seconds"] == {TCP: 50.0}
 
@@ -74,7 +74,7 @@ def test_a_peer_that_is_down_has_loss_and_no_latency(collector):
     found = told(collector, tcp(sent=3, lost=3))
     assert found["probe_loss_ratio"] == {TCP: 1.0}
     assert "round_trip_median_seconds" not in found
-    assert found["round_trip_seconds"][*TCP, "count"] == 0
+    assert found["round_trip_seconds"]["b", "tcp", "count"] == 0
 
 
 def test_drift_compares_the_last_ten_rounds_with_those_before(collector):

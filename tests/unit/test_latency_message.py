@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,7 +61,7 @@ def test_keys_can_be_changed_host_by_host():
         Keyring("new", {"new": NEW, "old": OLD}),
         Keyring("new", {"new": NEW}),
     ]
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         assert after.open(before.seal(PING, "a", "b"), "a", "b") == PING
         assert before.open(after.seal(PING, "a", "b"), "a", "b") == PING
 

@@ -10,14 +10,14 @@ import stat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fakes import FakeClock
+from support.perftest import NO_DEVICE, output
 
 from gpuhost_exporter.errors import Malformed
 from gpuhost_exporter.latency.settings import LatencySettings, Rdma
 from gpuhost_exporter.sources.latency import perftest
 from gpuhost_exporter.sources.latency.results import Results, Round, Skipped
 from gpuhost_exporter.sources.latency.trials import Trials
-from support.fakes import FakeClock
-from support.perftest import NO_DEVICE, output
 
 RDMA = Rdma("mlx5_0", gid_index=3)
 
