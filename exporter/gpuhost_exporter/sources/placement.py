@@ -37,6 +37,7 @@ _ACS = 0x0D
 _REDIRECTS = 0x1D
 _CAPABILITIES = (4096 - 256) // 8
 _FOR_EVERYBODY = 64
+_GONE = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,8 @@ def parse_redirects(config: bytes) -> bool:
         if place + 8 > len(config):
             return False
         header, _, control = struct.unpack_from("<IHH", config, place)
+        if header == _GONE:
+            raise Malformed("configuration space: all ones, as from a device that is gone")
         if header & 0xFFFF == _ACS:
             return bool(control & _REDIRECTS)
         place = header >> 20 & 0xFFC
