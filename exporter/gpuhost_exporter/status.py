@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gpuhost_exporter import network_findings
 from gpuhost_exporter.advice import SeenXid, seen_xids
 from gpuhost_exporter.collectors import (
     ALL,
@@ -21,6 +22,7 @@ from gpuhost_exporter.collectors import (
     mig,
     nvlink,
     nvme,
+    platform,
     raid,
     rdma,
     storage,
@@ -47,6 +49,7 @@ RATED: tuple[Spec, ...] = (
     storage.SATURATED_BYTES,
     storage.LIMITED,
     storage.LIMITING,
+    *network_findings.RATED,
 )
 
 _GRAVE: tuple[Literal["critical", "warning"], ...] = ("critical", "warning")
@@ -174,7 +177,7 @@ class Status:
     drives: tuple[DriveRow, ...]
     ports: tuple[PortRow, ...]
     collectors: tuple[CollectorRow, ...]
-    machine: tuple[str, ...]  # make, processor, kernel, driver, what of it is told
+    machine: tuple[str, ...]  # make, processor, metal or virtual, kernel, driver, what of it is told
     version: str
 
 
@@ -349,6 +352,8 @@ def _collectors(latest: Latest) -> Iterator[CollectorRow]:
 def _machine(latest: Latest) -> Iterator[str]:
     facts = latest.facts(machine.INFO)
     yield from filter(None, (f"{facts.get('vendor', '')} {facts.get('product', '')}".strip(), facts.get("processor")))
+    for (hypervisor,), virtual in latest.rows(platform.VIRTUALIZED).items():
+        yield f"virtual machine ({hypervisor})" if virtual else "bare metal"
     if facts.get("kernel"):
         yield f"Linux {facts['kernel']}"
     versions = latest.facts(driver.DRIVER_INFO)

@@ -332,15 +332,19 @@ def test_a_cursor_in_another_form_is_no_cursor(tmp_path, data):
     ("text", "pid", "group"),
     [
         (
-            "oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=cri-containerd-5f.scope,mems_allowed=0-1,"
-            "oom_memcg=/kubepods.slice/pod1.slice,task_memcg=/kubepods.slice/pod1.slice/cri-containerd-5f.scope,"
-            "task=pt_data_worker,pid=60123,uid=1000",
+            (
+                "oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=cri-containerd-5f.scope,mems_allowed=0-1,"
+                "oom_memcg=/kubepods.slice/pod1.slice,task_memcg=/kubepods.slice/pod1.slice/cri-containerd-5f.scope,"
+                "task=pt_data_worker,pid=60123,uid=1000"
+            ),
             60123,
             "/kubepods.slice/pod1.slice/cri-containerd-5f.scope",
         ),
         (
-            "oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset=/,mems_allowed=0-1,global_oom,task_memcg=/,"
-            "task=a,pid=1,b,pid=4711,uid=0",
+            (
+                "oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset=/,mems_allowed=0-1,global_oom,"
+                "task_memcg=/,task=a,pid=1,b,pid=4711,uid=0"
+            ),
             4711,
             "/",
         ),
