@@ -20,6 +20,7 @@ from gpuhost_exporter.sim.nvml import SimNvml
 from gpuhost_exporter.sim.tree import Tree
 from gpuhost_exporter.sources.ethtool import Network
 from gpuhost_exporter.sources.kmsg import KernelLog
+from gpuhost_exporter.sources.latency.results import Round
 from gpuhost_exporter.sources.mounts import Capacities
 from gpuhost_exporter.sources.nvme_health import DriveReader
 from gpuhost_exporter.sources.nvml.reader import Reader
@@ -69,6 +70,9 @@ PROMISED = {
     "gpuhost_numa_node": ("device",),
     "gpuhost_target_nvlink_bandwidth_bytes_per_second": GPU,
     "gpuhost_target_memory_bandwidth_bytes_per_second": GPU,
+    "gpuhost_fabric_round_trip_seconds": ("peer", "transport", "le"),
+    "gpuhost_fabric_probe_loss_ratio": ("peer", "transport"),
+    "gpuhost_target_collective_latency_seconds": (),
     "gpuhost_collector_up": ("collector",),
     "gpuhost_collector_age_seconds": ("collector",),
     "gpuhost_boot_time_seconds": (),
@@ -170,6 +174,7 @@ def test_every_collector_tells_its_own_specs_and_no_others(tmp_path):
     host.capacities = Capacities(Statvfs(str(tmp_path / "root")))
     host.network = Network(Interfaces(str(tmp_path / "root")))
     host.drive_health.put(DriveReader(host.root, 60.0, clock, ioctl).look())
+    host.latency.put(Round("gpu-b", "tcp", (1e-4,), 1, 0, clock.wall()))
     subjects = [kind(host) for kind in ALL]
     for collector in subjects:
         poll(collector, clock.now())

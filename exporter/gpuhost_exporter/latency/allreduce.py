@@ -54,7 +54,8 @@ def allreduce(storage: str, iterations: int) -> int:
         state.close()
     reasons = [reason for reason in world.gather(reason) or () if reason]
     if world.rank == 0:
-        print(f"allreduce of {BYTES} bytes, {world.size} ranks on {hosts} hosts: median {median(slowest) * 1e6:.2f} us")
+        where = f"{world.size} ranks, {hosts} host{'s' * (hosts > 1)}"
+        print(f"allreduce of {BYTES} bytes, {where}: median {median(slowest) * 1e6:.2f} us")
         for reason in reasons:
             print(f"not kept: {reason}")
     return int(bool(reasons))
