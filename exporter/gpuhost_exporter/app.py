@@ -110,8 +110,8 @@ class App:
         self._latency = self._latency_client() if "latency" in {each.name for each, _ in collectors} else None
         self.host.processes.connect(lambda request: self._privileged.ask("processes", request))
 
-    def start(self) -> None:
-        """Start reading. Returns at once."""
+    def start(self, *, probing: bool = False) -> None:
+        """Start reading, and `probing` other hosts where that is configured. Returns at once."""
         if self._simulation:
             log.info(
                 "simulating %s; steer it with: gpuhost-exporter simulate SCENARIO --control %s",
@@ -121,7 +121,7 @@ class App:
         self.runner.start()
         self._privileged.start()
         self._udev.start()
-        if self._latency:
+        if self._latency and probing:
             self._latency.start()
 
     def close(self) -> None:
@@ -301,7 +301,7 @@ def serve(settings: Settings, launcher: Launcher) -> int:
         app.server_samples = server.samples
         runtime = Runtime(default_runtime_path(os.environ))
         server.start()  # before the collectors: an address that is taken ends it with that one line
-        app.start()
+        app.start(probing=True)
         runtime.write_pid()
         log.info("listening on %s", ", ".join(server.addresses))
         try:

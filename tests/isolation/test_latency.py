@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -122,16 +123,17 @@ def test_a_millisecond_in_the_relay_is_a_millisecond_in_the_median_within_five_p
     assert with_it - without == pytest.approx(1e-3, rel=0.05)
 
 
+@pytest.mark.alone
 def test_one_percent_lost_in_the_relay_is_one_percent_told(relayed):
-    a, _, relay = relayed(messages=3000, gap=0.0, patience=0.05)
+    a, _, relay = relayed(messages=2500, gap=0.0, patience=0.2)
     relay.drop = lambda count: secrets.randbelow(100) == 0
     told = a.round(60)
     print(f"{relay.dropped} of {told['sent']} messages dropped, {told['lost']} told as lost")
-    assert told["sent"] >= 3000 + WARM_UP
-    # A message that a busy machine holds up for 50 ms is lost too, and has to be rare.
-    assert relay.dropped <= told["lost"] <= relay.dropped + 5
+    assert told["sent"] >= 2500 + WARM_UP
+    # A message that a busy machine holds up for 200 ms is lost too, and has to be rare.
+    assert relay.dropped <= told["lost"] <= relay.dropped + 3
     deviation = (0.01 * 0.99 / told["sent"]) ** 0.5
-    assert told["lost"] / told["sent"] == pytest.approx(0.01, abs=4 * deviation + 5 / told["sent"])
+    assert told["lost"] / told["sent"] == pytest.approx(0.01, abs=4 * deviation + 3 / told["sent"])
 
 
 @pytest.mark.parametrize("hinder", [{"silent": True}, {"delay": 0.15}], ids=["down", "slow"])
@@ -290,7 +292,7 @@ def test_never_a_packet_to_a_host_that_was_not_configured(tmp_path, capture):
             stranger.recv(100)
     for status in statuses:
         assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
-        assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
+        assert re.search(r"^Seccomp_filters:\t2$", status, re.MULTILINE), "the launcher's and its own"
     sent = Counter((source, f"{host}:{target}") for source, host, target in capture.seen)
     told = {way for way in sent if way[0] in (ports["a"], ports["b"])}
     assert (ports["a"], hosts["b"]) in told
@@ -304,6 +306,61 @@ def test_never_a_packet_to_a_host_that_was_not_configured(tmp_path, capture):
         f"{rounds:.0f} rounds of 40 + {WARM_UP} messages: {packets / rounds:.0f} datagrams of {SIZE} bytes each way, "
         f"{cpu[0] / rounds * 1e3:.1f} + {cpu[1] / rounds * 1e3:.1f} ms of CPU a round, asker and answerer"
     )
+
+
+_CONFINED = """
+import os, socket
+from gpuhost_exporter.sources import linux
+stranger, peer, own = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3))
+for sock in (stranger, peer, own):
+    sock.bind(("127.0.0.1", 0))
+own.connect(peer.getsockname())
+pipe, end = socket.socketpair()
+assert linux.keep_connections()
+own.send(b"x"), pipe.sendall(b"y")
+assert (peer.recv(9), end.recv(9)) == (b"x", b"y")
+there = stranger.getsockname()
+for call in (
+    lambda: own.sendto(b"x", there),
+    lambda: peer.sendto(b"x", there),
+    lambda: own.sendmsg([b"x"], [], 0, there),
+    lambda: own.connect(there),
+    lambda: own.bind(("127.0.0.1", 0)),
+    lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+    lambda: socket.socket(socket.AF_UNIX),
+    lambda: os.execv("/bin/true", ["true"]),
+):
+    try:
+        call()
+    except PermissionError:
+        continue
+    raise SystemExit("allowed")
+stranger.setblocking(False)
+try:
+    raise SystemExit(stranger.recv(9))
+except BlockingIOError:
+    print("confined")
+"""
+
+
+def test_the_prober_can_reach_nobody_but_whom_it_is_connected_to(environment):
+    done = subprocess.run(
+        [sys.executable, "-c", _CONFINED], capture_output=True, text=True, env=environment, check=False
+    )
+    assert (done.stdout, done.stderr) == ("confined\n", "")
+
+
+def test_a_look_at_the_host_probes_nobody(run, tmp_path):
+    ports = free_ports(2)
+    argument = configure(tmp_path / "x", "a", {"a": f"127.0.0.1:{ports[0]}", "b": f"127.0.0.1:{ports[1]}"})
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.1", ports[1]))
+        told = run("doctor", argument)
+        peer.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            peer.recv(100)
+    assert re.search(r"^latency +on ", told.stdout, re.MULTILINE)
+    assert "only the running exporter (serve) makes rounds" in told.stdout
 
 
 def test_a_prober_that_dies_is_started_again_and_nothing_else_notices(tmp_path):

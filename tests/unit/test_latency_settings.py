@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -139,6 +141,15 @@ def test_pairs_do_not_make_a_mesh(others, said):
     pairs = [["h0", f"h{number}"] for number in range(2, 2 + others)]
     pairs += [[f"h{number}", "h0"] for number in range(20, 36)]
     assert said in complaint(name="h0", hosts=hosts, pairs=pairs)
+
+
+def test_the_readmes_table_is_accepted():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    example = re.search(r"```toml\n(\[latency\].*?)```", text, re.DOTALL)[1]
+    table = config.tomllib.loads(example)["latency"]
+    settings = config.parse({"latency": {**table, "name": "gpu-a"}}, "x", ("latency",)).latency
+    assert settings.targets() == ("gpu-b", "gpu-c")
+    assert settings.rdma == Rdma("mlx5_0")
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(list(HOSTS.values()))

@@ -54,7 +54,7 @@ class Results:
 
     _taken: deque[Result] = field(default_factory=lambda: deque(maxlen=_KEPT))
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _state: tuple[str, str] = ("starting", "the prober has not started yet")
+    _state: tuple[str, str] = ("starting", "only the running exporter (serve) makes rounds, within 5 s of its start")
 
     def put(self, result: Result) -> None:
         with self._lock:
