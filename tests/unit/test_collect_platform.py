@@ -81,6 +81,7 @@ def test_a_virtual_machine_has_evidence_from_every_source_that_tells(tmp_path):
     found = told(simulated(tmp_path, "vm"))
     assert {key[1:]: value for key, value in found.items() if key[0] == "virtualization_evidence"} == {
         ("cpuid", "hypervisor bit set"): 1,
+        ("clock", "kvm-clock"): 1,
         ("dmi", "Standard PC (Q35 + ICH9, 2009)"): 1,
         ("nvml", "passthrough"): 1,
         ("steal", "CPU time was stolen"): 1,

@@ -90,7 +90,7 @@ def test_a_machine_is_what_it_is_in_a_container_too(tmp_path, name, place):
 @pytest.mark.parametrize(
     ("files", "verdict"),
     [
-        (machine(False, "Standard PC (i440FX + PIIX, 1996)", "QEMU"), Verdict(True, "kvm")),
+        (machine(False, "Standard PC (i440FX + PIIX, 1996)", "QEMU"), Verdict(True, "qemu")),
         (machine(False, "Google Compute Engine", "Google"), Verdict(False, "none")),
         (machine(True, "a4-highgpu-8g.metal", "Amazon EC2"), Verdict(False, "none")),
         (machine(True, "PowerEdge R760", "Dell Inc."), Verdict(True, "unknown")),

@@ -20,11 +20,13 @@ _IDLE = {
 
 
 def write_fixed(files: Files, host: HostSpec) -> None:
-    """What never changes. A virtual machine is shown none of it."""
+    """What never changes. A virtual machine is shown next to nothing of it."""
     system = host.system
     if host.driver is not None and host.switches:
         line = f"[Nov 02 2024 08:11:52] [INFO] [tid {_FABRIC_MANAGER}] Fabric Manager version {host.driver.version}"
         files.put("var/log/fabricmanager.log", f"{line} is running with the following configuration options")
+    clocks = "kvm-clock tsc acpi_pm" if system.hypervisor else "tsc hpet acpi_pm"
+    files.put("sys/devices/system/clocksource/clocksource0/available_clocksource", clocks)
     if system.hypervisor:
         return
     files.put("sys/class/iommu/dmar0/uevent", "")

@@ -24,13 +24,13 @@ _FLAGS = re.compile(r"^flags\s*:(.*)$", re.MULTILINE)
 _DMI = ("product_name", "sys_vendor", "board_vendor", "bios_vendor", "product_version")
 METAL_SUFFIX = ".metal"  # how EC2 calls its instances without a hypervisor
 
-# What a hypervisor writes into DMI; no board's maker does.
+# What a hypervisor writes into DMI; no board's maker does. QEMU does so with KVM and without.
 _HYPERVISORS = (
     ("KVM", "kvm"),
     ("OpenStack", "kvm"),
     ("KubeVirt", "kvm"),
-    ("QEMU", "kvm"),
-    ("Standard PC (", "kvm"),
+    ("QEMU", "qemu"),
+    ("Standard PC (", "qemu"),
     ("VMware", "vmware"),
     ("VMW", "vmware"),
     ("innotek GmbH", "virtualbox"),
