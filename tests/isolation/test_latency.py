@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -110,21 +111,41 @@ def relayed(tmp_path, monkeypatch):
         close()
 
 
-@pytest.mark.alone
-def test_a_millisecond_in_the_relay_is_a_millisecond_in_the_median_within_five_percent(relayed):
-    a, _, relay = relayed(interval=1.0, messages=100, gap=0.002)
-    medians = {0.0: [], 0.0005: []}
-    for turn in range(10):
-        relay.delay = (0.0, 0.0005)[turn % 2]
-        a.round()  # one that may have begun before
-        medians[relay.delay].append(median(a.round()["seconds"]))
-    without, with_it = (median(found) for found in medians.values())
-    print(f"median {without * 1e6:.0f} us, with 1 ms more {with_it * 1e6:.0f} us")
-    assert with_it - without == pytest.approx(1e-3, rel=0.05)
+@pytest.fixture
+def undisturbed():
+    """Threads that are started from now on run before what else the machine does, where root may say so."""
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    yield
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+@dataclass
+class Medians:
+    told: list[float] = field(default_factory=list)
+    held: list[float] = field(default_factory=list)
 
 
 @pytest.mark.alone
-def test_one_percent_lost_in_the_relay_is_one_percent_told(relayed):
+def test_a_millisecond_in_the_relay_is_a_millisecond_in_the_median_within_five_percent(undisturbed, relayed):
+    """Rounds with and without it in turn, held against what the relay itself saw: it may oversleep."""
+    a, _, relay = relayed(interval=0.7, messages=100, gap=0.002)
+    without, delayed = Medians(), Medians()
+    for turn in range(16):
+        relay.delay, medians = ((0.0, without), (0.0005, delayed))[turn % 2]
+        a.round()  # it may have begun before
+        relay.held.clear()
+        medians.told.append(median(a.round()["seconds"]))
+        medians.held.append(2 * median(relay.held))
+    told = median(delayed.told) - median(without.told)
+    added = median(delayed.held) - median(without.held)
+    print(f"medians {median(without.told) * 1e6:.0f} and {median(delayed.told) * 1e6:.0f} us, by {added * 1e6:.0f} us")
+    assert added == pytest.approx(1e-3, rel=0.2)
+    assert told == pytest.approx(added, abs=0.05e-3)
+
+
+@pytest.mark.alone
+def test_one_percent_lost_in_the_relay_is_one_percent_told(undisturbed, relayed):
     a, _, relay = relayed(messages=2500, gap=0.0, patience=0.2)
     relay.drop = lambda count: secrets.randbelow(100) == 0
     told = a.round(60)

@@ -25,6 +25,7 @@ class Relay:
         self.passed = {"left": 0, "right": 0}
         self.dropped = 0
         self.recorded = []
+        self.held = []  # seconds that each datagram really was in here
         self._count = itertools.count(1)
         self._order = itertools.count()
         self._queue = []
@@ -68,10 +69,12 @@ class Relay:
                     self.dropped += 1
                     continue
                 self.recorded.append((other[side], datagram))
-                heapq.heappush(self._queue, (arrived + self.delay, next(self._order), other[side], datagram))
+                due = arrived + self.delay
+                heapq.heappush(self._queue, (due, next(self._order), other[side], datagram, arrived))
             while self._queue and self._queue[0][0] - time.monotonic() < 0.0003:
-                due, _, side, datagram = heapq.heappop(self._queue)
+                due, _, side, datagram, arrived = heapq.heappop(self._queue)
                 while time.monotonic() < due:
                     pass
+                self.held.append(time.monotonic() - arrived)
                 self.send(side, datagram)
                 self.passed[side] += 1
