@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from gpuhost_exporter import advice, figures
+from gpuhost_exporter import advice, figures, network_findings
 from gpuhost_exporter.collectors import (
     driver,
     fabric,
@@ -20,7 +20,6 @@ from gpuhost_exporter.collectors import (
     nvme_health,
     pcie,
     raid,
-    rdma,
     storage,
     targets,
     xid,
@@ -91,6 +90,7 @@ def find(latest: Latest, moved: Latest, now: float) -> tuple[Finding, ...]:
     """
     findings = [*_driver(latest), *_merged(_gpus(latest, now)), *_host(latest)]
     findings += [*_storage(latest), *_demand(latest, moved), *_itself(latest)]
+    findings += [Finding(*said) for said in network_findings.find(latest, moved)]
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
@@ -275,9 +275,6 @@ def _host(latest: Latest) -> Iterator[Finding]:
         if kind in ("drives", "arrays", "ports"):
             forget = f"If it is gone for good: gpuhost-exporter forget {device}."
             yield Finding("warning", device, "missing: it was here before", forget)
-    for (device, port), up in latest.rows(rdma.UP).items():
-        if not up:
-            yield Finding("info", f"{device} port {port}", "down", "")
 
 
 def _storage(latest: Latest) -> Iterator[Finding]:

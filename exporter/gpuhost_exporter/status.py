@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from gpuhost_exporter import network_findings
 from gpuhost_exporter.advice import SeenXid, seen_xids
 from gpuhost_exporter.collectors import (
     ALL,
@@ -22,6 +23,7 @@ from gpuhost_exporter.collectors import (
     nvlink,
     nvme,
     nvme_health,
+    platform,
     raid,
     rdma,
     storage,
@@ -51,6 +53,7 @@ RATED: tuple[Spec, ...] = (
     storage.SATURATED_BYTES,
     storage.LIMITED,
     storage.LIMITING,
+    *network_findings.RATED,
 )
 
 _GRAVE: tuple[Literal["critical", "warning"], ...] = ("critical", "warning")
@@ -181,7 +184,7 @@ class Status:
     drives: tuple[DriveRow, ...]
     ports: tuple[PortRow, ...]
     collectors: tuple[CollectorRow, ...]
-    machine: tuple[str, ...]  # make, processor, kernel, driver, what of it is told
+    machine: tuple[str, ...]  # make, processor, metal or virtual, kernel, driver, what of it is told
     version: str
 
 
@@ -368,6 +371,8 @@ def _collectors(latest: Latest) -> Iterator[CollectorRow]:
 def _machine(latest: Latest) -> Iterator[str]:
     facts = latest.facts(machine.INFO)
     yield from filter(None, (f"{facts.get('vendor', '')} {facts.get('product', '')}".strip(), facts.get("processor")))
+    for (hypervisor,), virtual in latest.rows(platform.VIRTUALIZED).items():
+        yield f"virtual machine ({hypervisor})" if virtual else "bare metal"
     if facts.get("kernel"):
         yield f"Linux {facts['kernel']}"
     versions = latest.facts(driver.DRIVER_INFO)

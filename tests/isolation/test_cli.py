@@ -169,6 +169,7 @@ def test_check_config_prints_what_is_in_force_flags_over_file(run, tmp_path):
         "storage path: /var/lib/b",
         "log level: debug",
         "NVML call timeout: 2.5 s",
+        "hosts whose latency is probed: none",
         "collectors off: rdma, mig",
     ]
 

@@ -192,7 +192,7 @@ def test_everything_from_the_host_is_escaped():
         nvme.UP(EVIL),
         nvme.INFO(EVIL, EVIL, *[""] * 5),
         rdma.UP(EVIL, EVIL),
-        rdma.INFO(EVIL, EVIL, *[EVIL] * 6),
+        rdma.INFO(EVIL, EVIL, *[EVIL] * 7),
         UP(EVIL),
         SIMULATED(EVIL),
         BUILD(EVIL, ""),
