@@ -58,9 +58,13 @@ class Simulation:
 
 
 class App:
-    """A host with its readers and collectors. Build it before any thread starts; close it whatever happens."""
+    """A host with its readers and collectors. Build it before any thread starts; close it whatever happens.
 
-    def __init__(self, settings: Settings, launcher: Launcher) -> None:
+    `unprivileged`: give up this process's capabilities for good. `verify` serves nobody, and starts programs that
+    shall be able to do what the user is.
+    """
+
+    def __init__(self, settings: Settings, launcher: Launcher, *, unprivileged: bool = True) -> None:
         self.settings = settings
         self.clock = SystemClock()
         targets = Targets.load(settings.target)
@@ -69,7 +73,8 @@ class App:
         self._sockets: list[pipe.Pipe] = []
         self._changing = threading.Lock()
         self._changed: set[str] = set()
-        linux.keep_capabilities(frozenset())
+        if unprivileged:
+            linux.keep_capabilities(frozenset())
         try:
             root = Root(settings.procfs, settings.sysfs)
             arguments: dict[str, str] = {}

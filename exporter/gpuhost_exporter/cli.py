@@ -28,7 +28,7 @@ from gpuhost_exporter.sources import linux
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.readers import KINDS
 
-_READING = ("serve", "snapshot", "doctor")
+_READING = ("serve", "snapshot", "doctor", "verify")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -153,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor = command("doctor", _doctor, "Each collector: on or off, why, and what grants it more.")
     _host_options(doctor)
+    verify = command("verify", _verify, "Accept or reject this host: what it tells, then what it delivers.")
+    _host_options(verify)
+    _verify_options(verify)
     check = command("check-config", _check_config, "Check configuration files; print what is in force.")
     _host_options(check)
     check.add_argument("--web.config.file", dest="web_config", type=_text, metavar="FILE")
@@ -217,6 +220,22 @@ def _host_options(parser: argparse.ArgumentParser) -> None:
             action=argparse.BooleanOptionalAction,
             help=collector.help,
         )
+
+
+def _verify_options(parser: argparse.ArgumentParser) -> None:
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--passive", dest="mode", action="store_const", const="passive", help="look, measure nothing")
+    modes.add_argument("--full", dest="mode", action="store_const", const="full", help="10 minutes in place of 2")
+    parser.add_argument(
+        "--directory", type=_text, metavar="DIR", help="have fio write and read there, cleaned up after"
+    )
+    parser.add_argument("--peer", type=_text, metavar="HOST", help="where perftest listens and MPI may start a rank")
+    parser.add_argument("--while-busy", action="store_true", help="measure though somebody uses the GPUs")
+    parser.add_argument("--new-baseline", action="store_true", help="take this run as what the host can do")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--junit", type=_text, metavar="FILE", help="for pipelines")
+    parser.add_argument("--simulate.control", dest="control", type=_text, metavar="FILE")
+    parser.set_defaults(mode="quick")
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -291,6 +310,17 @@ def _doctor(options: argparse.Namespace) -> int:
     settings = _settings(options)
     _log("error" if options.level is None else options.level)
     return doctor(settings, options.launcher)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.verify.command import Options, verify
+    from gpuhost_exporter.verify.measurement import Asked
+
+    settings = _settings(options)
+    _log("error" if options.level is None else options.level)
+    asked = Asked(options.directory, options.peer)
+    chosen = Options(options.mode, asked, options.while_busy, options.new_baseline, options.json, options.junit)
+    return verify(settings, options.launcher, chosen)
 
 
 def _check_config(options: argparse.Namespace) -> int:

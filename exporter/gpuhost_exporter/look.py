@@ -24,7 +24,7 @@ def snapshot(settings: Settings, launcher: Launcher, timeout: float, *, as_json:
     app = App(settings, launcher)
     try:
         app.start()
-        rates = _look_twice(app, timeout)
+        rates = look_twice(app, timeout)
         samples = [*app.runner.samples(), *app.own_samples()]
         silent = [task.collector.name for task in app.runner.tasks if not task.polls]
         if as_json:
@@ -52,7 +52,7 @@ def doctor(settings: Settings, launcher: Launcher) -> int:
     app = App(settings, launcher)
     try:
         app.start()
-        _look_twice(app, 5.0)
+        look_twice(app, 5.0)
         tasks = {task.collector.name: task for task in app.runner.tasks}
         rows = []
         for kind in ALL:
@@ -95,7 +95,7 @@ def _profiling(task: Task) -> Iterator[str]:
             yield f"GPU {labels[0]}: profiling (GPM): denied"
 
 
-def _look_twice(app: App, timeout: float) -> Mapping[Series, float]:
+def look_twice(app: App, timeout: float) -> Mapping[Series, float]:
     """Have every collector poll, and again once a ratio or a rate can be told; the rates. Ends when the time is up."""
     until = time.monotonic() + timeout
     rates = Rates(RATED)

@@ -1,0 +1,145 @@
+"""Sequential writing and reading in a folder that the user names, by fio, past the page cache.
+
+    $ fio --output-format=json --output=FILE ...
+    {"jobs": [{"error": 0, "write": {"io_bytes": 536870912, "bw_bytes": 2191309844, ...}, "read": {...}}]}
+
+Files are made in a folder of their own, which is removed; a raw device is never opened. Reading goes over what was
+written just now, several times what drives keep in their own memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpuhost_exporter.collectors import filesystem, storage
+from gpuhost_exporter.errors import Malformed
+from gpuhost_exporter.latest import Latest
+from gpuhost_exporter.sources import tools
+from gpuhost_exporter.sources.files import read_text
+from gpuhost_exporter.verify.live import Live
+from gpuhost_exporter.verify.measurement import ROOM_TO_HANG, Asked, Failed, Measurement, Planned, Waiting, attempt
+from gpuhost_exporter.verify.result import Mode, Result
+from gpuhost_exporter.verify.thresholds import Threshold, judge
+
+CHECKS = {"write": "storage write", "read": "storage read"}
+_JOBS = 8
+_MIB = 1 << 20
+_LEAST = 1 << 30  # bytes in all: less would measure a cache
+_MOST = {"quick": 64 << 30, "full": 512 << 30}
+_SECONDS = {"quick": 20.0, "full": 120.0}
+_NO_SPACE = 28
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Of all jobs together: bytes moved, and bytes a second."""
+
+    moved: float
+    rate: float
+
+
+def plan(asked: Asked, live: Live, mode: Mode) -> list[Planned]:
+    why = _obstacle(asked.folder)
+    if why or asked.folder is None:
+        return [Result(check, "", "skipped", why=why) for check in CHECKS.values()]
+    folder = tools.real_path(asked.folder)
+    return [Measurement("fio", 2 * _SECONDS[mode], lambda waiting: _measure(folder, live, mode, waiting))]
+
+
+def parse(text: str, direction: str) -> Report:
+    """fio's JSON. Raises Malformed, and Failed when fio says that a job could not work."""
+    try:
+        document = json.loads(text[text.index("{") :])
+        job = document["jobs"][0]
+        code, told = job["error"], job[direction]
+        report = Report(float(told["io_bytes"]), float(told["bw_bytes"]))
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError, OverflowError) as error:
+        raise Malformed(f"fio: expected its JSON, got {text[:40]!r}") from error
+    if code == _NO_SPACE:
+        raise tools.Full("fio: no space left on the file system")
+    if code:
+        raise Failed(f"fio: error {code} while the drives worked")
+    if not (math.isfinite(report.rate) and report.rate > 0 and math.isfinite(report.moved)):
+        raise Malformed(f"fio: expected a rate, got {report.rate}")
+    return report
+
+
+def device_of(latest: Latest, folder: str) -> str:
+    """The array or drive below the folder, "" where the host does not tell."""
+    mounts = {labels[0]: labels for labels in latest.rows(filesystem.INFO)}
+    inside = [point for point in mounts if folder == point or folder.startswith(point.rstrip("/") + "/")]
+    if not inside:
+        return ""
+    _, device, _, array = mounts[max(inside, key=len)]
+    return array or device
+
+
+def _obstacle(folder: str | None) -> str:
+    if folder is None:
+        return "name a folder on the array: --directory DIR"
+    if not tools.find("fio"):
+        return "fio is not installed"
+    if not tools.is_folder(folder):
+        return f"{folder}: not a folder"
+    return ""
+
+
+def _measure(folder: str, live: Live, mode: Mode, waiting: Waiting) -> Sequence[Result]:
+    device = device_of(live.latest, folder)
+    results: list[Result] = []
+    with attempt(CHECKS["write"], device, results), tools.folder_below(folder) as made:
+        size = min(tools.free_bytes(folder) // 2, _MOST[mode])
+        if size < _LEAST:
+            raise tools.Full(f"{folder}: {size * 2 / 1e9:.1f} GB free, 2.1 needed")
+        each = size // _JOBS // _MIB * _MIB
+        written = _fio(made, "write", each, mode, waiting)
+        results.append(_result(live, device, "write", written))
+        with attempt(CHECKS["read"], device, results):
+            there = min(each, int(written.moved) // _JOBS // _MIB * _MIB)
+            results.append(_result(live, device, "read", _fio(made, "read", there, mode, waiting)))
+    if len(results) == 1:
+        results.append(Result(CHECKS["read"], device, "skipped", why="there was nothing written to read"))
+    return results
+
+
+def _fio(folder: str, direction: str, size: int, mode: Mode, waiting: Waiting) -> Report:
+    told = f"{folder}/{direction}.json"
+    command = (
+        "fio",
+        "--name=gpuhost",
+        f"--directory={folder}",
+        f"--rw={direction}",
+        "--ioengine=libaio",
+        "--direct=1",
+        "--bs=1M",
+        "--iodepth=32",
+        f"--numjobs={_JOBS}",
+        "--thread",  # processes would leave the session in which they can be ended together
+        f"--size={max(size, _MIB)}",
+        "--fallocate=none",
+        "--time_based",
+        f"--runtime={_SECONDS[mode]:.0f}",
+        "--group_reporting",
+        "--output-format=json",
+        f"--output={told}",
+    )
+    answer = tools.run(command, _SECONDS[mode] * ROOM_TO_HANG, waiting)
+    if answer.status != 0 and "No space left" in answer.errors:
+        raise tools.Full("fio: no space left on the file system")
+    if answer.status != 0:
+        raise Failed(f"fio ended with {answer.status}: {answer.complaint()}")
+    return parse(read_text(told), direction)
+
+
+def _result(live: Live, device: str, direction: str, report: Report) -> Result:
+    good, poor = (live.latest.value(storage.TARGET, device, direction, band) for band in ("good", "poor"))
+    threshold = Threshold(1.0, poor / good) if good and poor else None
+    result = judge(CHECKS[direction], device, report.rate, "bytes_per_second", good, threshold)
+    if result.verdict == "pass":
+        return result
+    member = live.limiting(device)
+    why = f"waits for {member}" if member else "the drives as a whole are slow"
+    return judge(CHECKS[direction], device, report.rate, "bytes_per_second", good, threshold, why)
