@@ -270,6 +270,7 @@ def serve(settings: Settings, launcher: Launcher) -> int:
             healthy=lambda: _healthy(app),
             ready=lambda: _ready(app),
             page=lambda nonce: _page(app, rates.look(app.runner.snapshots()), nonce),
+            verdict=lambda: _verdict(app, rates.look(app.runner.snapshots())),
         )
         server = Server(settings.listen_addresses, routes, settings.web_config_file)
         app.server_samples = server.samples
@@ -327,3 +328,11 @@ def _page(app: App, rates: Mapping[Series, float], nonce: str) -> bytes:
     from gpuhost_exporter.web.page import render
 
     return render(build([*app.runner.samples(), *app.own_samples()], rates), nonce)
+
+
+def _verdict(app: App, rates: Mapping[Series, float]) -> tuple[str, str]:
+    from gpuhost_exporter.status import build
+    from gpuhost_exporter.verdict import verdict
+
+    status = build([*app.runner.samples(), *app.own_samples()], rates)
+    return verdict(status, sampling=app.runner.progressing())

@@ -79,14 +79,14 @@ def busy(latest: Latest) -> list[str]:
 
 
 def _plan(app: App, live: Live, options: Options) -> list[Planned]:
-    planned = [
+    if app.host.simulated:
+        checks = (*fio.CHECKS.values(), *gpus.CHECKS, *wire.CHECKS)
+        return [Result(check, "", "skipped", why="a simulated host is not measured") for check in checks]
+    return [
         *fio.plan(options.asked, live, options.mode),
         *gpus.plan(live.latest, app.host.targets, options.mode),
         *wire.plan(options.asked, live.latest),
     ]
-    if app.host.simulated:  # our own programs would measure the machine that simulates
-        return [each for each in planned if isinstance(each, Result)]
-    return planned
 
 
 def _measure(live: Live, planned: Sequence[Planned], options: Options) -> Iterator[Result]:
@@ -133,7 +133,8 @@ def _interruptible() -> Iterator[None]:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # SIGINT too: what a shell starts in the background ignores it.
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gpuhost_exporter.collectors import filesystem, storage
 from gpuhost_exporter.errors import Malformed
@@ -25,20 +24,13 @@ from gpuhost_exporter.verify.result import Mode, Result
 from gpuhost_exporter.verify.thresholds import Threshold, judge
 
 CHECKS = {"write": "storage write", "read": "storage read"}
+_NAME = "gpuhost"
 _JOBS = 8
 _MIB = 1 << 20
 _LEAST = 1 << 30  # bytes in all: less would measure a cache
 _MOST = {"quick": 64 << 30, "full": 512 << 30}
 _SECONDS = {"quick": 20.0, "full": 120.0}
 _NO_SPACE = 28
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Of all jobs together: bytes moved, and bytes a second."""
-
-    moved: float
-    rate: float
 
 
 def plan(asked: Asked, live: Live, mode: Mode) -> list[Planned]:
@@ -49,22 +41,21 @@ def plan(asked: Asked, live: Live, mode: Mode) -> list[Planned]:
     return [Measurement("fio", 2 * _SECONDS[mode], lambda waiting: _measure(folder, live, mode, waiting))]
 
 
-def parse(text: str, direction: str) -> Report:
-    """fio's JSON. Raises Malformed, and Failed when fio says that a job could not work."""
+def parse(text: str, direction: str) -> float:
+    """Bytes a second of all jobs together, from fio's JSON. Raises Malformed, Failed where a job could not work."""
     try:
         document = json.loads(text[text.index("{") :])
         job = document["jobs"][0]
-        code, told = job["error"], job[direction]
-        report = Report(float(told["io_bytes"]), float(told["bw_bytes"]))
+        code, rate = job["error"], float(job[direction]["bw_bytes"])
     except (ValueError, KeyError, IndexError, TypeError, RecursionError, OverflowError) as error:
         raise Malformed(f"fio: expected its JSON, got {text[:40]!r}") from error
     if code == _NO_SPACE:
         raise tools.Full("fio: no space left on the file system")
     if code:
         raise Failed(f"fio: error {code} while the drives worked")
-    if not (math.isfinite(report.rate) and report.rate > 0 and math.isfinite(report.moved)):
-        raise Malformed(f"fio: expected a rate, got {report.rate}")
-    return report
+    if not (math.isfinite(rate) and rate > 0):
+        raise Malformed(f"fio: expected a rate, got {rate}")
+    return rate
 
 
 def device_of(latest: Latest, folder: str) -> str:
@@ -98,18 +89,19 @@ def _measure(folder: str, live: Live, mode: Mode, waiting: Waiting) -> Sequence[
         written = _fio(made, "write", each, mode, waiting)
         results.append(_result(live, device, "write", written))
         with attempt(CHECKS["read"], device, results):
-            there = min(each, int(written.moved) // _JOBS // _MIB * _MIB)
+            # What lies beyond the least written file would be laid out first, or be a hole, which reads fast.
+            there = min(tools.allocated_bytes(made, _NAME)) // _MIB * _MIB
             results.append(_result(live, device, "read", _fio(made, "read", there, mode, waiting)))
     if len(results) == 1:
         results.append(Result(CHECKS["read"], device, "skipped", why="there was nothing written to read"))
     return results
 
 
-def _fio(folder: str, direction: str, size: int, mode: Mode, waiting: Waiting) -> Report:
+def _fio(folder: str, direction: str, size: int, mode: Mode, waiting: Waiting) -> float:
     told = f"{folder}/{direction}.json"
     command = (
         "fio",
-        "--name=gpuhost",
+        f"--name={_NAME}",
         f"--directory={folder}",
         f"--rw={direction}",
         "--ioengine=libaio",
@@ -134,12 +126,12 @@ def _fio(folder: str, direction: str, size: int, mode: Mode, waiting: Waiting) -
     return parse(read_text(told), direction)
 
 
-def _result(live: Live, device: str, direction: str, report: Report) -> Result:
+def _result(live: Live, device: str, direction: str, rate: float) -> Result:
     good, poor = (live.latest.value(storage.TARGET, device, direction, band) for band in ("good", "poor"))
     threshold = Threshold(1.0, poor / good) if good and poor else None
-    result = judge(CHECKS[direction], device, report.rate, "bytes_per_second", good, threshold)
+    result = judge(CHECKS[direction], device, rate, "bytes_per_second", good, threshold)
     if result.verdict == "pass":
         return result
     member = live.limiting(device)
     why = f"waits for {member}" if member else "the drives as a whole are slow"
-    return judge(CHECKS[direction], device, report.rate, "bytes_per_second", good, threshold, why)
+    return judge(CHECKS[direction], device, rate, "bytes_per_second", good, threshold, why)

@@ -36,6 +36,7 @@ COPIES = {
     "device_local_copy": ("GPU memory copy", "memory"),
 }
 ALL_REDUCE = "NCCL all-reduce"
+CHECKS = (*(check for check, _ in COPIES.values()), ALL_REDUCE)
 _IN_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as NVML counts
 _COPY_SECONDS = {"quick": 30.0, "full": 90.0}
 _REDUCE_SECONDS = {"quick": 20.0, "full": 90.0}
@@ -56,9 +57,7 @@ def plan(latest: Latest, known: Targets, mode: Mode) -> list[Planned]:
     count = len(latest.rows(driver.GPU_UP))
     planned: list[Planned] = []
     if not count:
-        return [
-            Result(check, "", "skipped", why="no GPU") for check in (*(name for name, _ in COPIES.values()), ALL_REDUCE)
-        ]
+        return [Result(check, "", "skipped", why="no GPU") for check in CHECKS]
     if tools.find("nvbandwidth"):
         planned.append(Measurement("nvbandwidth", _COPY_SECONDS[mode], lambda waiting: _copies(latest, mode, waiting)))
     else:

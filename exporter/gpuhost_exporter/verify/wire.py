@@ -29,6 +29,7 @@ from gpuhost_exporter.verify.result import Result
 from gpuhost_exporter.verify.thresholds import judge
 
 BANDWIDTH, LATENCY, ALL_REDUCE = "RDMA write", "RDMA write latency", "MPI all-reduce"
+CHECKS = (BANDWIDTH, LATENCY, ALL_REDUCE)
 _PROGRAMS = {BANDWIDTH: "ib_write_bw", LATENCY: "ib_write_lat"}
 _SECONDS = 10.0
 _NOBODY = ("Couldn't connect", "Connection refused", "Unable to find the Exposed", "Couldn't resolve")
