@@ -147,6 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     _host_options(verify)
     _verify_options(verify)
     health.add_arguments(command("health", health.run, health.DOES))
+    _node_condition_options(
+        command("node-condition", _node_condition, "Keep the verdict as a condition of this Kubernetes node; dry run.")
+    )
+    command("drains", _drains, "Which findings take a host out of service, as Markdown.")
     check = command("check-config", _check_config, "Check configuration files; print what is in force.")
     _host_options(check)
     check.add_argument("--web.config.file", dest="web_config", type=text, metavar="FILE")
@@ -304,6 +308,26 @@ def _verify(options: argparse.Namespace) -> int:
     asked = Asked(options.directory, options.peer)
     chosen = Options(options.mode, asked, options.while_busy, options.new_baseline, options.json, options.junit)
     return verify(settings, options.launcher, chosen)
+
+
+def _node_condition_options(parser: argparse.ArgumentParser) -> None:
+    from gpuhost_exporter import nodecondition
+
+    nodecondition.add_arguments(parser)
+
+
+def _node_condition(options: argparse.Namespace) -> int:
+    from gpuhost_exporter import nodecondition
+
+    _log("info")
+    return nodecondition.run(options)
+
+
+def _drains(_options: argparse.Namespace) -> int:
+    from gpuhost_exporter.kinds import drains_table
+
+    print(drains_table(), end="")
+    return 0
 
 
 def _check_config(options: argparse.Namespace) -> int:

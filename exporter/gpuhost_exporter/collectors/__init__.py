@@ -24,6 +24,7 @@ from gpuhost_exporter.collectors.raid import RaidCollector
 from gpuhost_exporter.collectors.rdma import RdmaCollector
 from gpuhost_exporter.collectors.storage import StorageCollector
 from gpuhost_exporter.collectors.targets import TargetsCollector
+from gpuhost_exporter.collectors.verify import VerifyCollector
 from gpuhost_exporter.collectors.xid import XidCollector
 
 ALL: tuple[type[Collector], ...] = (
@@ -49,4 +50,5 @@ ALL: tuple[type[Collector], ...] = (
     MachineCollector,
     InventoryCollector,
     TargetsCollector,
+    VerifyCollector,
 )
