@@ -29,7 +29,7 @@ PROBLEM = gauge(
 )
 RATE = gauge(
     "gpuhost_verify_bytes_per_second",
-    "What the last verify measured, in bytes per second. Good is the target's; hosts of a kind differ by a few per cent.",
+    "What the last verify measured, in bytes per second. Good is the target or more; hosts of a kind differ little.",
     "check",
     "device",
 )

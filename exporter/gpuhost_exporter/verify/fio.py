@@ -1,6 +1,6 @@
 """Sequential writing and reading in a folder that the user names, by fio, past the page cache.
 
-    $ fio --output-format=json --output=FILE ...
+    $ fio --output-format=json ...                  notes may come before the document
     {"jobs": [{"error": 0, "write": {"io_bytes": 536870912, "bw_bytes": 2191309844, ...}, "read": {...}}]}
 
 Files are made in a folder of their own, which is removed; a raw device is never opened. Reading goes over what was
@@ -9,15 +9,17 @@ written just now, several times what drives keep in their own memory.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import re
 from collections.abc import Sequence
 
 from gpuhost_exporter.collectors import filesystem, storage
-from gpuhost_exporter.errors import Malformed
+from gpuhost_exporter.errors import Absent, Malformed
 from gpuhost_exporter.latest import Latest
 from gpuhost_exporter.sources import tools
-from gpuhost_exporter.sources.files import read_text
 from gpuhost_exporter.verify.live import Live
 from gpuhost_exporter.verify.measurement import ROOM_TO_HANG, Asked, Failed, Measurement, Planned, Waiting, attempt
 from gpuhost_exporter.verify.result import Mode, Result
@@ -30,7 +32,7 @@ _MIB = 1 << 20
 _LEAST = 1 << 30  # bytes in all: less would measure a cache
 _MOST = {"quick": 64 << 30, "full": 512 << 30}
 _SECONDS = {"quick": 20.0, "full": 120.0}
-_NO_SPACE = 28
+_DOCUMENT = re.compile(r"^\{$", re.MULTILINE)
 
 
 def plan(asked: Asked, live: Live, mode: Mode) -> list[Planned]:
@@ -44,15 +46,16 @@ def plan(asked: Asked, live: Live, mode: Mode) -> list[Planned]:
 def parse(text: str, direction: str) -> float:
     """Bytes a second of all jobs together, from fio's JSON. Raises Malformed, Failed where a job could not work."""
     try:
-        document = json.loads(text[text.index("{") :])
+        begin = _DOCUMENT.search(text)
+        document = json.loads(text[begin.start() :] if begin else text)
         job = document["jobs"][0]
         code, rate = job["error"], float(job[direction]["bw_bytes"])
     except (ValueError, KeyError, IndexError, TypeError, RecursionError, OverflowError) as error:
         raise Malformed(f"fio: expected its JSON, got {text[:40]!r}") from error
-    if code == _NO_SPACE:
+    if code == errno.ENOSPC:
         raise tools.Full("fio: no space left on the file system")
     if code:
-        raise Failed(f"fio: error {code} while the drives worked")
+        raise Failed(f"fio: {os.strerror(code) if isinstance(code, int) else code}")
     if not (math.isfinite(rate) and rate > 0):
         raise Malformed(f"fio: expected a rate, got {rate}")
     return rate
@@ -90,7 +93,9 @@ def _measure(folder: str, live: Live, mode: Mode, waiting: Waiting) -> Sequence[
         results.append(_result(live, device, "write", written))
         with attempt(CHECKS["read"], device, results):
             # What lies beyond the least written file would be laid out first, or be a hole, which reads fast.
-            there = min(tools.allocated_bytes(made, _NAME)) // _MIB * _MIB
+            there = min(tools.allocated_bytes(made, _NAME), default=0) // _MIB * _MIB
+            if not there:
+                raise Absent("fio left nothing to read")
             results.append(_result(live, device, "read", _fio(made, "read", there, mode, waiting)))
     if len(results) == 1:
         results.append(Result(CHECKS["read"], device, "skipped", why="there was nothing written to read"))
@@ -98,7 +103,6 @@ def _measure(folder: str, live: Live, mode: Mode, waiting: Waiting) -> Sequence[
 
 
 def _fio(folder: str, direction: str, size: int, mode: Mode, waiting: Waiting) -> float:
-    told = f"{folder}/{direction}.json"
     command = (
         "fio",
         f"--name={_NAME}",
@@ -110,20 +114,17 @@ def _fio(folder: str, direction: str, size: int, mode: Mode, waiting: Waiting) -
         "--iodepth=32",
         f"--numjobs={_JOBS}",
         "--thread",  # processes would leave the session in which they can be ended together
-        f"--size={max(size, _MIB)}",
+        f"--size={size}",
         "--fallocate=none",
         "--time_based",
         f"--runtime={_SECONDS[mode]:.0f}",
         "--group_reporting",
         "--output-format=json",
-        f"--output={told}",
     )
     answer = tools.run(command, _SECONDS[mode] * ROOM_TO_HANG, waiting)
-    if answer.status != 0 and "No space left" in answer.errors:
-        raise tools.Full("fio: no space left on the file system")
-    if answer.status != 0:
+    if answer.status != 0 and not _DOCUMENT.search(answer.output):
         raise Failed(f"fio ended with {answer.status}: {answer.complaint()}")
-    return parse(read_text(told), direction)
+    return parse(answer.output, direction)
 
 
 def _result(live: Live, device: str, direction: str, rate: float) -> Result:
