@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from gpuhost_exporter.app import App
 from gpuhost_exporter.collectors import ALL
@@ -13,6 +13,7 @@ from gpuhost_exporter.config import Settings
 from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Task
 from gpuhost_exporter.sources.launcher import Launcher
+from gpuhost_exporter.specs import Spec
 from gpuhost_exporter.status import RATED, build
 from gpuhost_exporter.table import render, table
 
@@ -95,10 +96,10 @@ def _profiling(task: Task) -> Iterator[str]:
             yield f"GPU {labels[0]}: profiling (GPM): denied"
 
 
-def look_twice(app: App, timeout: float) -> Mapping[Series, float]:
+def look_twice(app: App, timeout: float, rated: Iterable[Spec] = RATED) -> Mapping[Series, float]:
     """Have every collector poll, and again once a ratio or a rate can be told; the rates. Ends when the time is up."""
     until = time.monotonic() + timeout
-    rates = Rates(RATED)
+    rates = Rates(rated)
     _wait(app, until, dict.fromkeys(app.runner.tasks, 0))
     rates.look(app.runner.snapshots())
     time.sleep(max(0.0, min(_APART, until - time.monotonic())))

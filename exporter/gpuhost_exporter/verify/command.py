@@ -21,6 +21,7 @@ from gpuhost_exporter.look import look_twice
 from gpuhost_exporter.sources import tools
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.specs import Sample
+from gpuhost_exporter.status import RATED
 from gpuhost_exporter.verify import fio, gpus, output, passive, wire
 from gpuhost_exporter.verify.live import Live
 from gpuhost_exporter.verify.measurement import Asked, Measurement, Planned
@@ -46,12 +47,12 @@ def verify(settings: Settings, launcher: Launcher, options: Options) -> int:
     app = App(settings, launcher, unprivileged=False)
     try:
         app.start()
-        rates = look_twice(app, _PATIENCE)
+        rates = look_twice(app, _PATIENCE, (*RATED, gpu.THROTTLED))
         latest = Latest([*app.runner.samples(), *app.own_samples()])
         moved = Latest(Sample(spec, labels, value) for (spec, labels), value in rates.items())
         if latest.state(driver.NVML_STATE) is None and not latest.rows(driver.GPU_UP):
             raise ConfigError(f"no collector answered within {_PATIENCE:g} s; gpuhost-exporter doctor says why")
-        results = [*passive.check(latest, find_each(latest, moved, app.clock.wall()))]
+        results = [*passive.check(latest, moved, find_each(latest, moved, app.clock.wall()))]
         if options.mode != "passive":
             live = Live(app, latest)
             results += _measure(live, _plan(app, live, options), options)

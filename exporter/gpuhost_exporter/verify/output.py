@@ -15,6 +15,7 @@ from gpuhost_exporter.table import WIDTH, table
 from gpuhost_exporter.verify.result import VERDICTS, Result, Run, Unit, document
 
 _GPU = re.compile(r"GPU (\d+)\Z")
+_WIDTHS = (36, 24, 14, 10)  # of the columns; whole names are below the table and in the JSON
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -25,7 +26,7 @@ def page(run: Run, simulated: str) -> str:
     head = f"SIMULATED host {simulated}: no figure here is real\n" if simulated else ""
     head += f"{'ACCEPTED' if run.accepted else 'REJECTED'} ({run.mode}, {when}): {counts}\n"
     judged = _groups(result for result in run.results if result.verdict != "skipped")
-    rows = [(name, *_figures(result), result.verdict) for name, result in judged]
+    rows = [(*map(_cut, (name, *_figures(result)), _WIDTHS), result.verdict) for name, result in judged]
     whys = [f"{result.verdict}  {name}: {result.why}" for name, result in judged if result.why]
     skipped: dict[str, list[str]] = {}
     for name, result in _groups(result for result in run.results if result.verdict == "skipped"):
@@ -79,7 +80,7 @@ def _together(group: list[Result]) -> str:
     numbers = [match[1] for device in devices if (match := _GPU.match(device))]
     if len(numbers) > 1:
         return f"GPUs {ranges(numbers)}"
-    return ", ".join(devices) if len(devices) < 3 else f"{devices[0]} to {devices[-1]} ({len(devices)})"
+    return ", ".join(devices) if len(devices) < 3 else f"{devices[0]} and {len(devices) - 1} more"
 
 
 def _figures(result: Result) -> tuple[str, str, str]:
@@ -93,6 +94,10 @@ def _figure(value: float | None, unit: Unit) -> str:
     if value is None:
         return figures.NOTHING
     return figures.rate(value) if unit == "bytes_per_second" else f"{value * 1e6:.3g} µs"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _clean(text: str) -> str:

@@ -31,26 +31,31 @@ from gpuhost_exporter.kinds import KINDS
 from gpuhost_exporter.latest import Latest
 from gpuhost_exporter.verify.result import Result, Verdict
 
+_ANSWERS_SECONDS = 1.0  # a drive takes milliseconds; the daemon gives it longer before it calls it a finding
+_THROTTLED_SHARE = 0.05
 _VIRTUAL = frozenset({"passthrough", "vgpu"})
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What is told of a device. `doubt` is a warning of this room's own, where the daemon has no finding for it."""
+    """What is told of a device. `doubt` warns and `fault` fails where the daemon has no finding for it."""
 
     device: str
     measured: str
     wanted: str = ""
     doubt: str = ""
+    fault: str = ""
 
 
-def check(latest: Latest, findings: Iterable[Finding]) -> Iterator[Result]:
-    """Every check, in the order in which a report shows them. `findings` are of single devices."""
+def check(latest: Latest, moved: Latest, findings: Iterable[Finding]) -> Iterator[Result]:
+    """Every check, in the order in which a report shows them. `moved`: the rates of gpu.THROTTLED while it was looked.
+    `findings` are of single devices.
+    """
     of_check: dict[str, list[Finding]] = {name: [] for name, _, _ in CHECKS}
     for finding in findings:
         of_check[KINDS[finding.kind].check].append(finding)
     for name, tell, missing in CHECKS:
-        results = tuple(_judge(name, tuple(tell(latest)), of_check[name]))
+        results = tuple(_judge(name, tuple(tell(latest, moved)), of_check[name]))
         yield from results or (Result(name, "", "skipped", why=missing),)
 
 
@@ -62,11 +67,11 @@ def _judge(name: str, facts: tuple[Fact, ...], findings: list[Finding]) -> Itera
         said = [finding for finding in findings if _device(finding) == device]
         severities = {finding.severity for finding in said}
         verdict: Verdict = "pass"
-        if "critical" in severities:
+        if "critical" in severities or fact.fault:
             verdict = "fail"
         elif "warning" in severities or fact.doubt:
             verdict = "warn"
-        why = "; ".join(filter(None, (*(finding.message for finding in said), fact.doubt)))
+        why = "; ".join(filter(None, (*(finding.message for finding in said), fact.doubt, fact.fault)))
         yield Result(name, device, verdict, fact.measured, fact.wanted, why)
 
 
@@ -87,8 +92,15 @@ def _gpus(latest: Latest) -> Iterator[Fact]:
         yield Fact("", figures.count(present), figures.count(expected))
 
 
-def _per_gpu(tell: Callable[[Latest, str, str], Fact | None]) -> Callable[[Latest], Iterator[Fact]]:
-    def facts(latest: Latest) -> Iterator[Fact]:
+_Tell = Callable[[Latest, Latest], Iterator[Fact]]
+
+
+def _of_host(tell: Callable[[Latest], Iterator[Fact]]) -> _Tell:
+    return lambda latest, _moved: tell(latest)
+
+
+def _per_gpu(tell: Callable[[Latest, str, str], Fact | None]) -> _Tell:
+    def facts(latest: Latest, _moved: Latest) -> Iterator[Fact]:
         for index, uuid in latest.rows(driver.GPU_UP):
             fact = tell(latest, index, uuid)
             if fact:
@@ -109,14 +121,15 @@ def _memory(latest: Latest, index: str, uuid: str) -> Fact | None:
         return None
     remap = "" if failed is None else ", remap " + ("failed" if failed else "pending" if pending else "good")
     told = "not told" if ecc is None else "on" if ecc else "off"
-    return Fact(f"GPU {index}", f"ECC {told}{remap}", "ECC on, remap good")
+    return Fact(f"GPU {index}", f"ECC {told}{remap}", "on, good")
 
 
 def _nvlink(latest: Latest, index: str, uuid: str) -> Fact | None:
     usable, full = latest.value(nvlink.USABLE, index, uuid), latest.value(targets.NVLINK_BANDWIDTH, index, uuid)
     if usable is None or (full is None and not usable):
         return None
-    return Fact(f"GPU {index}", figures.rate(usable), figures.rate(full))
+    fault = "" if usable else "no NVLink is usable: collectives go over PCIe"
+    return Fact(f"GPU {index}", figures.rate(usable), figures.rate(full), fault=fault)
 
 
 def _fabric(latest: Latest, index: str, uuid: str) -> Fact | None:
@@ -147,9 +160,14 @@ def _clocks(latest: Latest, index: str, uuid: str) -> Fact | None:
     return Fact(f"GPU {index}", "locked" if locked else "free", f"up to {most / 1e6:.0f} MHz" if most else "free")
 
 
-def _throttling(latest: Latest, index: str, uuid: str) -> Fact | None:
-    reasons = [value for _, value in latest.below(gpu.THROTTLE_ACTIVE, index, uuid)]
-    return Fact(f"GPU {index}", "yes" if any(reasons) else "no", "no") if reasons else None
+def _throttling(latest: Latest, moved: Latest) -> Iterator[Fact]:
+    """By what the driver counts too: a GPU that is slowed down now and then need not be so at this moment."""
+    for labels in latest.rows(driver.GPU_UP):
+        reasons = dict(latest.below(gpu.THROTTLE_ACTIVE, *labels))
+        share = max((moved.value(gpu.THROTTLED, *labels, reason) or 0.0 for reason in reasons), default=0.0)
+        doubt = "" if any(reasons.values()) or share < _THROTTLED_SHARE else f"{figures.percent(share)} of the time"
+        if reasons:
+            yield Fact(f"GPU {labels[0]}", "yes" if any(reasons.values()) or doubt else "no", "no", doubt)
 
 
 def _modes(latest: Latest, index: str, uuid: str) -> Fact | None:
@@ -170,7 +188,10 @@ def _drives(latest: Latest) -> Iterator[Fact]:
             f"x{figures.count(latest.value(nvme.WIDTH_MAX, device))}"
         )
         wear = latest.value(nvme_health.WEAR, device)
-        yield Fact(device, f"PCIe {link}" + ("" if wear is None else f", worn {figures.percent(wear)}"), f"PCIe {best}")
+        told = f"PCIe {link}" + ("" if wear is None else f", worn {figures.percent(wear)}")
+        waited = latest.value(nvme_health.IN_FLIGHT, device) or 0.0
+        doubt = f"no answer for {figures.seconds(waited)}" if waited > _ANSWERS_SECONDS else ""
+        yield Fact(device, told, f"PCIe {best}", doubt)
 
 
 def _arrays(latest: Latest) -> Iterator[Fact]:
@@ -235,10 +256,10 @@ def _exporter(latest: Latest) -> Iterator[Fact]:
 
 _NO_GPU = "no GPU tells it"
 # Name, what tells it, and why there may be nothing to tell.
-CHECKS: tuple[tuple[str, Callable[[Latest], Iterator[Fact]], str], ...] = (
-    ("driver", _driver, "the driver was not asked"),
-    ("GPUs", _gpus, "the GPUs cannot be counted"),
-    ("inventory", _missing, "no drive, array or port can be listed"),
+CHECKS: tuple[tuple[str, _Tell, str], ...] = (
+    ("driver", _of_host(_driver), "the driver was not asked"),
+    ("GPUs", _of_host(_gpus), "the GPUs cannot be counted"),
+    ("inventory", _of_host(_missing), "no drive, array or port can be listed"),
     ("XIDs", _per_gpu(_xids), _NO_GPU),
     ("GPU memory", _per_gpu(_memory), _NO_GPU),
     ("NVLink", _per_gpu(_nvlink), "no GPU has NVLinks"),
@@ -246,13 +267,13 @@ CHECKS: tuple[tuple[str, Callable[[Latest], Iterator[Fact]], str], ...] = (
     ("PCIe", _per_gpu(_pcie), _NO_GPU),
     ("power limit", _per_gpu(_power), _NO_GPU),
     ("clocks", _per_gpu(_clocks), _NO_GPU),
-    ("throttling", _per_gpu(_throttling), _NO_GPU),
+    ("throttling", _throttling, _NO_GPU),
     ("modes", _per_gpu(_modes), _NO_GPU),
-    ("drives", _drives, "no NVMe drive"),
-    ("arrays", _arrays, "no array"),
-    ("RDMA ports", _ports, "no RDMA port"),
-    ("NUMA", _numa, "the host does not tell its GPUs' nodes"),
-    ("platform", _platform, "no GPU tells whether it is in a virtual machine"),
-    ("versions", _versions, "the host does not tell"),
-    ("exporter", _exporter, "nothing to say"),
+    ("drives", _of_host(_drives), "no NVMe drive"),
+    ("arrays", _of_host(_arrays), "no array"),
+    ("RDMA ports", _of_host(_ports), "no RDMA port"),
+    ("NUMA", _of_host(_numa), "the host does not tell its GPUs' nodes"),
+    ("platform", _of_host(_platform), "no GPU tells whether it is in a virtual machine"),
+    ("versions", _of_host(_versions), "the host does not tell"),
+    ("exporter", _of_host(_exporter), "nothing to say"),
 )
