@@ -35,7 +35,10 @@ def real(tmp_path_factory):
     if os.path.exists("/dev/nvidiactl"):
         pytest.skip("this machine has GPUs, of which nothing is known here")
     with Daemon(tmp_path_factory.mktemp("real")) as daemon:
-        daemon.ready()
+        deadline = time.monotonic() + 40  # until NVML's collectors have heard that there is no library
+        while daemon.get("/verdict")[0] != 200:
+            assert time.monotonic() < deadline, daemon.get("/verdict")
+            time.sleep(0.2)
         yield daemon
 
 
@@ -176,3 +179,35 @@ def test_wrong_usage_is_one_line(environment, arguments, said):
     code, output, errors, _ = health(environment, *arguments)
     assert (code, output, errors.count("\n")) == (2, "", 1)
     assert said in errors
+
+
+def test_a_node_condition_is_a_dry_run_until_it_is_ended(real, environment):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpuhost_exporter", "node-condition", "--interval=0.1s", "--fit-after=3"]
+        + [f"--url=http://127.0.0.1:{real.port}"],
+        env={**environment, "NODE_NAME": "node-7"}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        line = process.stderr.readline()
+    finally:
+        process.terminate()
+    rest = process.communicate(timeout=10)[1]
+    assert "dry run: GPUHostUnfit of node-7 would be False: No GPU is expected on this host" in line
+    assert (rest, process.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "--node NAME or $NODE_NAME"),
+        (("--node=a", "--apply"), "not in a pod"),
+        (("--node=a", "--most-unfit=1.5"), "expected a share above 0 and up to 1"),
+        (("--node=a", "--unfit-after=0"), "expected a count from 1 to 1000"),
+    ],
+)
+def test_a_node_condition_that_cannot_begin_says_why_in_one_line(run, environment, arguments, said):
+    for name in ("NODE_NAME", "KUBERNETES_SERVICE_HOST"):
+        environment.pop(name, None)
+    done = run("node-condition", *arguments)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert said in done.stderr

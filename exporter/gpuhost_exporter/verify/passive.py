@@ -164,7 +164,9 @@ def _throttling(latest: Latest, moved: Latest) -> Iterator[Fact]:
     """By what the driver counts too: a GPU that is slowed down now and then need not be so at this moment."""
     for labels in latest.rows(driver.GPU_UP):
         reasons = dict(latest.below(gpu.THROTTLE_ACTIVE, *labels))
-        share = max((moved.value(gpu.THROTTLED, *labels, reason) or 0.0 for reason in reasons), default=0.0)
+        share = max(
+            (moved.value(gpu.THROTTLED, *labels, reason) or 0.0 for reason in (*reasons, "thermal")), default=0.0
+        )
         doubt = "" if any(reasons.values()) or share < _THROTTLED_SHARE else f"{figures.percent(share)} of the time"
         if reasons:
             yield Fact(f"GPU {labels[0]}", "yes" if any(reasons.values()) or doubt else "no", "no", doubt)
