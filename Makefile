@@ -5,7 +5,7 @@ VENV := .venv
 ADDRESS ?= 127.0.0.1:19400
 SIMULATE ?=
 
-.PHONY: run test test-full test-hardware bench metrics clean
+.PHONY: run test test-full test-vm test-hardware bench metrics clean
 
 run: $(VENV)/.run
 	@test -n "$(SIMULATE)" || test -e /dev/nvidiactl || \
@@ -17,13 +17,19 @@ test: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check exporter tests
 	$(VENV)/bin/ruff check exporter tests
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n 4 -m "not slow and not gpu and not alone"
-	$(VENV)/bin/pytest -m "alone and not slow and not gpu"
+	$(VENV)/bin/pytest -n 4 -m "not slow and not gpu and not vm and not alone"
+	$(VENV)/bin/pytest -m "alone and not slow and not gpu and not vm"
 
-# The long tier: everything above, the slow tests, and the benchmark.
+# The long tier: everything above, the slow tests, a machine with real drivers, and the benchmark.
 test-full: test
-	$(VENV)/bin/pytest -m "slow and not gpu"
+	$(VENV)/bin/pytest -m "slow and not gpu and not vm"
+	$(MAKE) test-vm
 	$(MAKE) bench
+
+# The exporter in a Debian under QEMU: NVMe drives, md arrays, systemd. Ten minutes without KVM; needs root once and
+# apt-get install --no-install-recommends qemu-system-x86 qemu-utils mmdebstrap e2fsprogs
+test-vm: $(VENV)/.dev
+	$(VENV)/bin/pytest -m vm -rs --durations=0 tests/vm
 
 # On a host with a GPU: invariants of what it tells. tests/hardware/README.md says how to record it.
 test-hardware: $(VENV)/.dev

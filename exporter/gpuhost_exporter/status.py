@@ -21,6 +21,7 @@ from gpuhost_exporter.collectors import (
     mig,
     nvlink,
     nvme,
+    nvme_health,
     raid,
     rdma,
     storage,
@@ -134,6 +135,8 @@ class DriveRow:
     written: float | None
     size: float | None
     temperature: float | None
+    wear: float | None
+    spare: float | None
     generation: float | None
     generation_max: float | None
     width: float | None
@@ -306,6 +309,8 @@ def _drives(latest: Latest, moved: Latest) -> Iterator[DriveRow]:
             written=_sum(value for name in namespaces if (value := moved.value(block.WRITTEN_BYTES, name)) is not None),
             size=_sum(value for name in namespaces if (value := latest.value(block.SIZE, name)) is not None),
             temperature=max((value for _, value in latest.below(nvme.TEMPERATURE, device)), default=None),
+            wear=latest.value(nvme_health.WEAR, device),
+            spare=latest.value(nvme_health.SPARE, device),
             generation=latest.value(nvme.GENERATION, device),
             generation_max=latest.value(nvme.GENERATION_MAX, device),
             width=latest.value(nvme.WIDTH, device),

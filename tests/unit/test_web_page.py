@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gpuhost_exporter.collectors import block, driver, gpu, mig, nvlink, nvme, raid, rdma, storage, targets
+from gpuhost_exporter.collectors import block, driver, gpu, mig, nvlink, nvme, nvme_health, raid, rdma, storage, targets
 from gpuhost_exporter.exposition import BUILD, SIMULATED
 from gpuhost_exporter.runner import UP
 from gpuhost_exporter.status import build
@@ -109,6 +109,17 @@ def test_a_mig_instance_and_an_array_stand_beside_what_they_have_at_most():
     assert shown.row("md0")[3:5] == ["2.50 / 20.0 GB/s", "1.00 MB/s"]
     assert "After the slash" in shown.text
     assert "After the slash" not in page(raid.UP("md0")).text, "no slash"
+
+
+def test_a_drive_shows_its_wear_and_spare_and_a_worn_one_is_marked():
+    samples = [nvme.UP(name, value=1) for name in ("nvme0", "nvme1", "nvme2")]
+    samples += [nvme_health.WEAR("nvme0", value=0.03), nvme_health.SPARE("nvme0", value=1)]
+    samples += [nvme_health.WEAR("nvme1", value=1.04), nvme_health.SPARE("nvme1", value=0.9)]
+    shown = page(*samples)
+    assert shown.row("nvme0")[5:7] == ["3 %", "100 %"]
+    assert shown.row("nvme1")[5:7] == ["104 %", "90 %"]
+    assert shown.row("nvme2")[5:7] == ["\N{EN DASH}"] * 2, "its health log cannot be read"
+    assert sum(value == "warning" for tag, name, value in shown.attributes if (tag, name) == ("td", "class")) == 1
 
 
 def test_a_collector_that_never_read_says_never():

@@ -58,7 +58,8 @@ class NvmeCollector(Collector):
     help: ClassVar[str] = "NVMe drives: identity, state, temperature, PCIe link"
     source: ClassVar[str] = "/sys/class/nvme, /sys/bus/pci/devices; the health log where the kernel has no monitor"
     interval: ClassVar[float] = 15.0
-    subsystems: ClassVar[frozenset[str]] = frozenset({"nvme"})
+    # A controller is announced while it starts; that it takes I/O shows by its namespaces.
+    subsystems: ClassVar[frozenset[str]] = frozenset({"nvme", "block"})
     specs: ClassVar[tuple[Spec, ...]] = (
         UP,
         INFO,

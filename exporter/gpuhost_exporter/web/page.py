@@ -176,7 +176,7 @@ def _link(gpu: str, number: int, up: bool | None) -> str:
 
 def _storage(status: Status) -> str:
     arrays = ("Array", "State", "Members", "Read", "Written", "Under demand", "Size")
-    drives = ("Drive", "State", "Read", "Written", "Temp", "PCIe", "Size", "Model")
+    drives = ("Drive", "State", "Read", "Written", "Temp", "Worn", "Spare", "PCIe", "Size", "Model")
     parts = []
     if status.arrays:
         parts.append(_table(arrays, map(_array, status.arrays)))
@@ -222,6 +222,8 @@ def _drive(row: DriveRow) -> str:
             _cell(figures.rate(row.read)),
             _cell(figures.rate(row.written)),
             _cell(figures.celsius(row.temperature)),
+            _cell(figures.percent(row.wear), "warning" if row.wear is not None and row.wear >= 1 else ""),
+            _cell(figures.percent(row.spare)),
             _cell(f"{link} of {full}" if slow else link, "warning" if slow else ""),
             _cell(figures.size(row.size)),
             _cell(row.model or figures.NOTHING, text=True),
