@@ -15,11 +15,13 @@ import pytest
 from support.daemon import Daemon
 from support.web import certificate
 
+PROGRAM = (sys.executable, "-m", "gpuhost_exporter")
+
 
 def health(environment, *arguments):
     begin = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "gpuhost_exporter", "health", *arguments],
+        [*PROGRAM, "health", *arguments],
         capture_output=True, text=True, timeout=30, env=environment, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr, time.monotonic() - begin
@@ -183,10 +185,11 @@ def test_wrong_usage_is_one_line(environment, arguments, said):
 
 def test_a_node_condition_is_a_dry_run_until_it_is_ended(real, environment):
     process = subprocess.Popen(
-        [sys.executable, "-m", "gpuhost_exporter", "node-condition", "--interval=0.1s", "--fit-after=3"]
-        + [f"--url=http://127.0.0.1:{real.port}"],
-        env={**environment, "NODE_NAME": "node-7"}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [*PROGRAM, "node-condition", "--interval=0.1s", "--fit-after=3", f"--url=http://127.0.0.1:{real.port}"],
+        env={**environment, "NODE_NAME": "node-7"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         line = process.stderr.readline()
     finally:
