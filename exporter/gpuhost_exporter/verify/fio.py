@@ -15,6 +15,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gpuhost_exporter.collectors import filesystem, storage
 from gpuhost_exporter.errors import Absent, Malformed
@@ -22,7 +23,7 @@ from gpuhost_exporter.latest import Latest
 from gpuhost_exporter.sources import tools
 from gpuhost_exporter.verify.live import Live
 from gpuhost_exporter.verify.measurement import ROOM_TO_HANG, Asked, Failed, Measurement, Planned, Waiting, attempt
-from gpuhost_exporter.verify.result import Mode, Result
+from gpuhost_exporter.verify.result import Mode, Result, Verdict
 from gpuhost_exporter.verify.thresholds import Threshold, judge
 
 CHECKS = {"write": "storage write", "read": "storage read"}
@@ -131,8 +132,9 @@ def _result(live: Live, device: str, direction: str, rate: float) -> Result:
     good, poor = (live.latest.value(storage.TARGET, device, direction, band) for band in ("good", "poor"))
     threshold = Threshold(1.0, poor / good) if good and poor else None
     result = judge(CHECKS[direction], device, rate, "bytes_per_second", good, threshold)
-    if result.verdict == "pass":
-        return result
     member = live.limiting(device)
-    why = f"waits for {member}" if member else "the drives as a whole are slow"
-    return judge(CHECKS[direction], device, rate, "bytes_per_second", good, threshold, why)
+    if member:
+        # Told without a target too: the array's other drives could do more.
+        verdict: Verdict = "warn" if result.verdict == "pass" else result.verdict
+        return replace(result, verdict=verdict, why=f"waits for {member}")
+    return result

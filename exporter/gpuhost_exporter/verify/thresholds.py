@@ -37,13 +37,12 @@ def judge(
     unit: Unit,
     reference: float | None,
     threshold: Threshold | None,
-    why: str = "",
 ) -> Result:
     """The target that is shown is the one below which it warns; what has none passes and becomes the baseline."""
     if reference is None or threshold is None:
-        return Result(check, device, "pass", why=why or "no target: kept as the baseline", value=value, unit=unit)
+        return Result(check, device, "pass", why="no target: kept as the baseline", value=value, unit=unit)
     share = reference / value if unit == "seconds" else value / reference
     verdict: Verdict = "fail" if share < threshold.fail else "warn" if share < threshold.warn else "pass"
     target = reference / threshold.warn if unit == "seconds" else reference * threshold.warn
-    said = "" if verdict == "pass" else why or f"{share * 100:.0f} % of what the hardware can do"
+    said = "" if verdict == "pass" else f"{share * 100:.0f} % of what the hardware can do"
     return Result(check, device, verdict, why=said, value=value, unit=unit, target=target)
