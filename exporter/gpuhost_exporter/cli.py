@@ -324,9 +324,9 @@ def _node_condition(options: argparse.Namespace) -> int:
 
 
 def _drains(_options: argparse.Namespace) -> int:
-    from gpuhost_exporter.kinds import drains_table
+    from gpuhost_exporter.kinds import drains_page
 
-    print(drains_table(), end="")
+    print(drains_page(), end="")
     return 0
 
 
