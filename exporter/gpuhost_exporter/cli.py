@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
-from gpuhost_exporter import __version__, health
+from gpuhost_exporter import __version__, health, nodecondition
 from gpuhost_exporter.arguments import Parser, positive_seconds, text
 from gpuhost_exporter.config import (
     LOG_LEVELS,
@@ -27,6 +27,7 @@ from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.sources import linux
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.readers import KINDS
+from gpuhost_exporter.verify import arguments as verify_arguments
 
 _READING = ("serve", "snapshot", "doctor", "verify")
 
@@ -145,9 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     _host_options(doctor)
     verify = command("verify", _verify, "Accept or reject this host: what it tells, then what it delivers.")
     _host_options(verify)
-    _verify_options(verify)
+    verify_arguments.add_arguments(verify)
     health.add_arguments(command("health", health.run, health.DOES))
-    _node_condition_options(
+    nodecondition.add_arguments(
         command("node-condition", _node_condition, "Keep the verdict as a condition of this Kubernetes node; dry run.")
     )
     command("drains", _drains, "Which findings take a host out of service, as Markdown.")
@@ -209,20 +210,6 @@ def _host_options(parser: argparse.ArgumentParser) -> None:
             action=argparse.BooleanOptionalAction,
             help=collector.help,
         )
-
-
-def _verify_options(parser: argparse.ArgumentParser) -> None:
-    modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--passive", dest="mode", action="store_const", const="passive", help="look, measure nothing")
-    modes.add_argument("--full", dest="mode", action="store_const", const="full", help="10 minutes in place of 2")
-    parser.add_argument("--directory", type=text, metavar="DIR", help="have fio write and read there, cleaned up after")
-    parser.add_argument("--peer", type=text, metavar="HOST", help="where perftest listens and MPI may start a rank")
-    parser.add_argument("--while-busy", action="store_true", help="measure though somebody uses the GPUs")
-    parser.add_argument("--new-baseline", action="store_true", help="take this run as what the host can do")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("--junit", type=text, metavar="FILE", help="for pipelines")
-    parser.add_argument("--simulate.control", dest="control", type=text, metavar="FILE")
-    parser.set_defaults(mode="quick")
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -310,15 +297,7 @@ def _verify(options: argparse.Namespace) -> int:
     return verify(settings, options.launcher, chosen)
 
 
-def _node_condition_options(parser: argparse.ArgumentParser) -> None:
-    from gpuhost_exporter import nodecondition
-
-    nodecondition.add_arguments(parser)
-
-
 def _node_condition(options: argparse.Namespace) -> int:
-    from gpuhost_exporter import nodecondition
-
     _log("info")
     return nodecondition.run(options)
 
