@@ -63,9 +63,13 @@ class Simulation:
 
 
 class App:
-    """A host with its readers and collectors. Build it before any thread starts; close it whatever happens."""
+    """A host with its readers and collectors. Build it before any thread starts; close it whatever happens.
 
-    def __init__(self, settings: Settings, launcher: Launcher) -> None:
+    `unprivileged`: give up this process's capabilities for good. `verify` serves nobody, and starts programs that
+    shall be able to do what the user is.
+    """
+
+    def __init__(self, settings: Settings, launcher: Launcher, *, unprivileged: bool = True) -> None:
         self.settings = settings
         self.clock = SystemClock()
         targets = Targets.load(settings.target)
@@ -74,7 +78,8 @@ class App:
         self._sockets: list[pipe.Pipe] = []
         self._changing = threading.Lock()
         self._changed: set[str] = set()
-        linux.keep_capabilities(frozenset())
+        if unprivileged:
+            linux.keep_capabilities(frozenset())
         try:
             root = Root(settings.procfs, settings.sysfs)
             arguments: dict[str, str] = {}
@@ -312,6 +317,7 @@ def serve(settings: Settings, launcher: Launcher) -> int:
             healthy=lambda: _healthy(app),
             ready=lambda: _ready(app),
             page=lambda nonce: _page(app, rates.look(app.runner.snapshots()), nonce),
+            verdict=lambda: _verdict(app, rates.look(app.runner.snapshots())),
         )
         server = Server(settings.listen_addresses, routes, settings.web_config_file)
         app.server_samples = server.samples
@@ -372,3 +378,11 @@ def _page(app: App, rates: Mapping[Series, float], nonce: str) -> bytes:
 
     spent = app.host.board.last("spent", tuple, app.clock.now()) or ()
     return render(build([*app.runner.samples(), *app.own_samples()], rates, spent=spent), nonce)
+
+
+def _verdict(app: App, rates: Mapping[Series, float]) -> tuple[str, str]:
+    from gpuhost_exporter.status import build
+    from gpuhost_exporter.verdict import verdict
+
+    status = build([*app.runner.samples(), *app.own_samples()], rates)
+    return verdict(status, sampling=app.runner.progressing())

@@ -38,7 +38,7 @@ from __future__ import annotations
 import os
 import reprlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -280,17 +280,3 @@ class Reader:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise self.error(key, f"a number from {low:g} to {high:g}", value)
         return float(value)
-
-
-def positive_seconds(text: str, most: float = 86400) -> float:
-    """A duration as Prometheus writes it: 90, 90s, 10m, 1h, 7d. Raises ConfigError."""
-    units: Mapping[str, float] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    digits, factor = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1.0)
-    convert: Callable[[str], float] = float
-    try:
-        seconds = convert(digits) * factor
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= most:
-        raise ConfigError(f"{text!r}: expected a duration such as 90s, 10m or 1h, at most {most / 3600:g}h")
-    return seconds

@@ -17,7 +17,8 @@ from gpuhost_exporter import __version__, catalogue
 from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.sim import control
 
-COMMANDS = ("serve", "snapshot", "doctor", "check-config", "metrics", "release", "resume", "simulate", "forget")
+MORE = ("verify", "health", "node-condition", "drains", "report")
+COMMANDS = ("serve", "snapshot", "doctor", "check-config", "metrics", "release", "resume", "simulate", "forget", *MORE)
 HOSTS = "h100x8, l40s, vm, mig, oldkernel, nogpu"
 LOCAL = "--web.listen-address=127.0.0.1:0"
 

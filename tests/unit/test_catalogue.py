@@ -183,7 +183,7 @@ def test_every_collector_tells_its_own_specs_and_no_others(tmp_path):
     told = {collector.name: poll(collector, clock.now()) for collector in subjects}
     assert [collector.remarks() for collector in subjects] == [()] * len(ALL)
     nvml.reader.close()
-    assert {name for name, series in told.items() if not series} == {"mig"}
+    assert {name for name, series in told.items() if not series} == {"mig", "verify"}
     silent = {
         spec.name for kind in ALL for spec in kind.specs if spec.name.removeprefix("gpuhost_") not in told[kind.name]
     }

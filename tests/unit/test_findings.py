@@ -364,7 +364,7 @@ def test_what_gpus_share_is_said_once_and_the_gravest_comes_first():
 def test_the_action_names_the_gpu():
     (finding,) = find(Latest(gpu_is("needs_reset")), Latest(()), NOW)
     assert finding == Finding(
-        "critical", "GPU 3", "needs a reset", "Drain the host, then reset the GPU: nvidia-smi --gpu-reset -i 3."
+        "gpu_needs_reset", "GPU 3", "needs a reset", "Drain the host, then reset the GPU: nvidia-smi --gpu-reset -i 3."
     )
 
 

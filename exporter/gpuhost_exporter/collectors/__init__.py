@@ -28,6 +28,7 @@ from gpuhost_exporter.collectors.rdma import RdmaCollector
 from gpuhost_exporter.collectors.rdma_ethernet import RdmaEthernetCollector
 from gpuhost_exporter.collectors.storage import StorageCollector
 from gpuhost_exporter.collectors.targets import TargetsCollector
+from gpuhost_exporter.collectors.verify import VerifyCollector
 from gpuhost_exporter.collectors.xid import XidCollector
 
 ALL: tuple[type[Collector], ...] = (
@@ -57,4 +58,5 @@ ALL: tuple[type[Collector], ...] = (
     PlatformCollector,
     InventoryCollector,
     TargetsCollector,
+    VerifyCollector,
 )

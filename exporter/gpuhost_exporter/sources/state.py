@@ -257,6 +257,7 @@ class State:
         try:
             Path(self._folder).mkdir(mode=0o750, parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            _give_to_owner(descriptor, self._folder)
         except OSError as error:
             raise source_error(self._folder, error) from error
         try:
@@ -325,11 +326,20 @@ def _stamp(path: str) -> _Stamp:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def _give_to_owner(descriptor: int, folder: str) -> None:
+    """What an administrator's command writes, the daemon, which owns the folder, must be able to read."""
+    owner = Path(folder).stat()
+    if os.geteuid() == 0 and os.fstat(descriptor).st_uid != owner.st_uid:
+        with suppress(PermissionError):  # root without CAP_CHOWN
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
 def _replace(path: str, block: bytes) -> None:
     """Put a whole file in the place of another, so that no reader and no power loss finds half of it."""
     draft = Path(f"{path}.new")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
     try:
+        _give_to_owner(descriptor, str(draft.parent))
         while block:
             block = block[os.write(descriptor, block) :]
         os.fsync(descriptor)
