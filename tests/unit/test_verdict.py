@@ -87,7 +87,7 @@ def test_a_host_without_gpus_is_fit_for_what_it_is():
 
 def test_every_finding_has_a_kind_in_the_table_and_every_kind_is_found_somewhere():
     source = "".join(Path(module.__file__).read_text() for module in (findings, network_findings))
-    named = set(re.findall(r'"([a-z][a-z_]+)"', source)) | set(findings._DRIVER)
+    named = set(re.findall(r'"([a-z][a-z0-9_]+)"', source)) | set(findings._DRIVER)
     named |= {f"gpu_{state}" for state in findings._GPU} | {f"fabric_{word}" for word in ("unhealthy", "limited")}
     named |= {f"xid_{severity}" for severity in xids.SEVERITIES}
     assert set(kinds.KINDS) <= named
