@@ -189,7 +189,8 @@ def tell(events, mount):
         if told:
             row += f"{max((found.started - event.begin for event, found in told), key=abs):7.2f}"
             row += f"{max((found.ended - event.end for event, found in told), key=abs):7.2f}"
-            row += f"{max((found.bytes / event.bytes - 1 for event, found in told), key=abs):7.2f}"
+            off = max((found.bytes / event.bytes - 1 for event, found in told), key=abs)
+            row += f"{off:7.2f}" if kind.files else f"{'-':>7}"
             row += f"{sum(found.mount == mount for _, found in told):6}"
         print(row)
     print(
