@@ -9,6 +9,9 @@ from gpuhost_exporter.ledger.accounts import LOSSES
 from gpuhost_exporter.ledger.hours import HOUR, Bucket
 
 
+_LEAST_SECONDS = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Spent:
     """One GPU's time, or of all GPUs together: seconds and dollars by account."""
@@ -25,8 +28,8 @@ class Spent:
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """The accounts that lost time, most first."""
-        lost = [account for account in LOSSES if self.seconds.get(account)]
+        """The accounts that lost a second and more, most first."""
+        lost = [account for account in LOSSES if self.seconds.get(account, 0.0) >= _LEAST_SECONDS]
         return tuple(sorted(lost, key=lambda account: -self.seconds[account]))
 
     @property
