@@ -63,6 +63,7 @@ def _page(gpus: tuple[Spent, ...], since: float) -> str:
 
 def _row(spent: Spent) -> tuple[str, ...]:
     worked = sum(spent.seconds.get(account, 0.0) for account in _USEFUL)
+    most = ", ".join(f"{account} {figures.seconds(spent.seconds[account])}" for account in spent.losses[:3])
     return (
         spent.gpu,
         figures.seconds(spent.booked),

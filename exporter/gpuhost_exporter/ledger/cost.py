@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from gpuhost_exporter.ledger.accounts import LOSSES
 from gpuhost_exporter.ledger.hours import HOUR, Bucket
 
-
 _LEAST_SECONDS = 1.0
 
 
