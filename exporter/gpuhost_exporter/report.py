@@ -70,6 +70,5 @@ def _row(spent: Spent) -> tuple[str, ...]:
         figures.percent(worked / spent.booked),
         figures.seconds(spent.lost),
         f"{spent.dollars_lost:.2f}",
-        ", ".join(f"{account} {figures.seconds(spent.seconds[account])}" for account in spent.losses[:3])
-        or figures.NOTHING,
+        most or figures.NOTHING,
     )
