@@ -18,8 +18,10 @@ from gpuhost_exporter import __version__
 from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors import ALL, nvme_health
+from gpuhost_exporter.collectors.contention import ContentionCollector
 from gpuhost_exporter.collectors.inventory import InventoryCollector
 from gpuhost_exporter.collectors.ledger import LedgerCollector
+from gpuhost_exporter.collectors.platform import PlatformCollector
 from gpuhost_exporter.collectors.raid import RaidCollector
 from gpuhost_exporter.config import Settings, default_runtime_path, default_storage_path
 from gpuhost_exporter.errors import ConfigError, Gone, Hung
@@ -28,6 +30,7 @@ from gpuhost_exporter.host import Host
 from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Runner
 from gpuhost_exporter.sources import linux, pipe
+from gpuhost_exporter.sources.contention import Wait
 from gpuhost_exporter.sources.ethtool import Network
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLog
@@ -35,6 +38,7 @@ from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.mounts import Capacities
 from gpuhost_exporter.sources.nvme_health import Report
 from gpuhost_exporter.sources.nvml.client import NvmlClient
+from gpuhost_exporter.sources.placement import SwitchPort
 from gpuhost_exporter.sources.privileged import Job, PrivilegedReader
 from gpuhost_exporter.sources.processes import Processes
 from gpuhost_exporter.sources.runtime import Runtime
@@ -174,10 +178,9 @@ class App:
         if "nvme_health" in collectors:
             yield Job("drives", self._drives_arguments, self._drives_told, self._drives_failed)
         if "platform" in collectors:
-            ports = self.host.switch_ports
-            yield Job("switch_ports", self._root_arguments, ports.put, ports.fail)
+            yield Job("switch_ports", self._root_arguments, self._switch_ports_told, self.host.switch_ports.fail)
         if "contention" in collectors:
-            yield Job("waits", self._root_arguments, self.host.waits.put, self.host.waits.fail)
+            yield Job("waits", self._root_arguments, self._waits_told, self.host.waits.fail)
         if LedgerCollector.name in collectors:
             yield Job("processes", self._root_arguments, processes.put, processes.fail)
 
@@ -285,6 +288,16 @@ class App:
 
     def _hurry_drives(self) -> None:
         self.runner.hurry({nvme_health.NvmeHealthCollector.name})
+
+    def _switch_ports_told(self, ports: tuple[SwitchPort, ...]) -> None:
+        self.host.switch_ports.put(ports)
+        self.runner.hurry({PlatformCollector.name})
+
+    def _waits_told(self, waits: tuple[Wait, ...]) -> None:
+        first = self.host.waits.state()[0] != "ok"
+        self.host.waits.put(waits)
+        if first:
+            self.runner.hurry({ContentionCollector.name})
 
     def _kernel_log_arguments(self) -> Mapping[str, Any]:
         return {
