@@ -20,6 +20,7 @@ from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors import ALL, nvme_health
 from gpuhost_exporter.collectors.inventory import InventoryCollector
+from gpuhost_exporter.collectors.ledger import LedgerCollector
 from gpuhost_exporter.config import Settings, default_runtime_path, default_storage_path
 from gpuhost_exporter.errors import ConfigError, Gone, Hung
 from gpuhost_exporter.exposition import BUILD, SIMULATED, Exposition
@@ -116,12 +117,22 @@ class App:
         self._privileged.start()
         self._udev.start()
 
+    def hear_marks(self, folder: str) -> None:
+        """Let training scripts mark their checkpoints, by a socket below this folder. Nothing without a ledger."""
+        if any(task.collector.name == LedgerCollector.name for task in self.runner.tasks):
+            from gpuhost_exporter.sources.marker import Marker
+
+            self.host.marker = Marker(folder, self.clock)
+            self.host.marker.start()
+
     def close(self) -> None:
         if hasattr(self, "_privileged"):
             self._privileged.stop()
         if hasattr(self, "runner"):
             self.runner.stop()
             self.host.state.close()
+            if self.host.marker:
+                self.host.marker.close()
         self.launcher.close()
         if self._simulation:
             shutil.rmtree(self._simulation.temporary, ignore_errors=True)
@@ -145,7 +156,7 @@ class App:
         yield Job("kernel_log", self._kernel_log_arguments, kernel_log.put, kernel_log.fail)
         if "nvme_health" in collectors:
             yield Job("drives", self._drives_arguments, self._drives_told, self._drives_failed)
-        if "ledger" in collectors:
+        if LedgerCollector.name in collectors:
             yield Job("processes", self._processes_arguments, processes.put, processes.fail)
 
     def _default_storage(self) -> str:
@@ -268,8 +279,10 @@ def serve(settings: Settings, launcher: Launcher) -> int:
         )
         server = Server(settings.listen_addresses, routes, settings.web_config_file)
         app.server_samples = server.samples
-        runtime = Runtime(default_runtime_path(os.environ))
+        folder = default_runtime_path(os.environ)
+        runtime = Runtime(folder)
         server.start()  # before the collectors: an address that is taken ends it with that one line
+        app.hear_marks(folder)
         app.start()
         runtime.write_pid()
         log.info("listening on %s", ", ".join(server.addresses))
@@ -321,4 +334,5 @@ def _page(app: App, rates: Mapping[Series, float], nonce: str) -> bytes:
     from gpuhost_exporter.status import build
     from gpuhost_exporter.web.page import render
 
-    return render(build([*app.runner.samples(), *app.own_samples()], rates), nonce)
+    spent = app.host.board.last("spent", tuple, app.clock.now()) or ()
+    return render(build([*app.runner.samples(), *app.own_samples()], rates, spent=spent), nonce)

@@ -25,6 +25,9 @@ gap_ratio = 0.1
 [price]
 gpu-hour = 3.0                       # dollars
 product = { "NVIDIA H100 80GB HBM3" = 2.4 }
+[job]                                # what gpuhost_gpu_job_info shows: plain, hash or off
+names = "plain"                      # of jobs, pods, projects and runs
+users = "off"
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ import reprlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from gpuhost_exporter.errors import ConfigError
 
@@ -46,8 +49,10 @@ else:
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_ADDRESS = ":19400"
 INVENTORY_KINDS = ("gpus", "links", "drives", "arrays", "ports")
+Shown = Literal["plain", "hash", "off"]
+_SHOWN: tuple[Shown, ...] = get_args(Shown)
 _INTERVALS = (0.2, 3600.0)
-_SECTIONS = ("web", "path", "storage", "log", "nvml", "collector", "inventory", "target", "ledger", "price")
+_SECTIONS = ("web", "path", "storage", "log", "nvml", "collector", "inventory", "target", "ledger", "price", "job")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,14 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
+class JobNames:
+    """How much of who uses a GPU may be seen by everybody who sees the metrics."""
+
+    names: Shown = "plain"
+    users: Shown = "off"
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     listen_addresses: tuple[str, ...] = (DEFAULT_ADDRESS,)
     web_config_file: str | None = None
@@ -81,6 +94,7 @@ class Settings:
     target: Mapping[str, float] = field(default_factory=dict)
     ledger: Mapping[str, float] = field(default_factory=dict)
     price: Price = field(default_factory=Price)
+    job: JobNames = field(default_factory=JobNames)
     simulate: str | None = None
     simulate_control: str | None = None
 
@@ -150,6 +164,7 @@ def parse(document: Mapping[str, Any], path: str, collector_names: tuple[str, ..
         target=_numbers(reader, sections.get("target", {}), "target"),
         ledger=_numbers(reader, sections.get("ledger", {}), "ledger"),
         price=_price(reader, sections.get("price", {})),
+        job=_job(reader, sections.get("job", {})),
     )
 
 
@@ -170,6 +185,14 @@ def _price(reader: _Reader, section: Any) -> Price:
             for name, value in reader.table(keys.get("product", {}), "price.product", None).items()
         },
     )
+
+
+def _job(reader: _Reader, section: Any) -> JobNames:
+    chosen: dict[str, Shown] = {}
+    for name, value in reader.table(section, "job", ("names", "users")).items():
+        reader.one_of(value, f"job.{name}", _SHOWN)
+        chosen[name] = value
+    return JobNames(**chosen)
 
 
 def _collectors(reader: _Reader, section: Any, names: tuple[str, ...]) -> dict[str, CollectorSettings]:

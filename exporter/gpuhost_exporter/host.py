@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gpuhost_exporter.config import Settings
     from gpuhost_exporter.sources.files import Root
     from gpuhost_exporter.sources.kmsg import KernelLog
+    from gpuhost_exporter.sources.marker import Marker
     from gpuhost_exporter.sources.nvml.client import NvmlClient
     from gpuhost_exporter.sources.processes import Processes
     from gpuhost_exporter.sources.state import State
@@ -34,3 +35,4 @@ class Host:
     capacities: Capacities = field(default_factory=Capacities)
     board: Board = field(default_factory=Board)
     drive_health: DriveHealth = field(default_factory=DriveHealth)
+    marker: Marker | None = None  # where training scripts mark their checkpoints; none unless the ledger serves
