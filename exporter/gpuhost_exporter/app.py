@@ -28,6 +28,7 @@ from gpuhost_exporter.host import Host
 from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Runner
 from gpuhost_exporter.sources import linux, pipe
+from gpuhost_exporter.sources.ethtool import Network
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLog
 from gpuhost_exporter.sources.launcher import Launcher
@@ -95,6 +96,7 @@ class App:
             )
             collectors = tuple(self._collectors())
             self.runner = Runner(collectors, self.clock)
+                network=self._network(),
             nvml.on_open = self.runner.hurry  # slow subjects need not wait for their next tick
         except BaseException:
             self.close()
@@ -164,7 +166,12 @@ class App:
         return f"{self._simulation.temporary}/state" if self._simulation else default_storage_path(os.environ)
 
     def _capacities(self) -> Capacities:
-        if self._simulation is None:
+        if "platform" in collectors:
+            ports = self.host.switch_ports
+            yield Job("switch_ports", self._root_arguments, ports.put, ports.fail)
+        if "contention" in collectors:
+            yield Job("waits", self._root_arguments, self.host.waits.put, self.host.waits.fail)
+        if self._simulation is None or not self._simulation.folder:
             return Capacities()
         from gpuhost_exporter.sim.mounts import Statvfs
 
@@ -186,6 +193,13 @@ class App:
                 return replace(simulation, folder="")
         else:
             simulated.create(simulation.control, host, scenario, self.clock)
+    def _network(self) -> Network:
+        if self._simulation is None or not self._simulation.folder:
+            return Network()
+        from gpuhost_exporter.sim.ioctl import Interfaces
+
+        return Network(Interfaces(self._simulation.folder))
+
         ours, theirs = pipe.pair()
         arguments = {"control": simulation.control, "folder": simulation.folder}
         self.launcher.spawn("simulator", arguments, [theirs])
@@ -231,7 +245,7 @@ class App:
     def _drives_arguments(self) -> Mapping[str, Any]:
         root = self.host.root
         return {
-            "root": {"proc": root.proc, "sys": root.sys, "dev": root.dev},
+            "root": self._trees(),
             "interval": nvme_health.reading_interval(self.settings),
             "simulated": self._simulation is not None,
         }
@@ -248,15 +262,16 @@ class App:
         self.runner.hurry({nvme_health.NvmeHealthCollector.name})
 
     def _kernel_log_arguments(self) -> Mapping[str, Any]:
-        root = self.host.root
         return {
-            "root": {"proc": root.proc, "sys": root.sys, "dev": root.dev},
+            "root": self._trees(),
             "cursor": self.host.kernel_log.cursor(self.host.state),
         }
 
-    def _processes_arguments(self) -> Mapping[str, Any]:
-        root = self.host.root
-        return {"root": {"proc": root.proc, "sys": root.sys, "dev": root.dev}}
+    def _root_arguments(self) -> Mapping[str, Any]:
+        return {"root": self._trees()}
+
+    def _trees(self) -> dict[str, str]:
+        return {"proc": root.proc, "sys": root.sys, "dev": root.dev}
 
 
 def serve(settings: Settings, launcher: Launcher) -> int:
