@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuhost_exporter import __version__
 from gpuhost_exporter.clock import SystemClock
@@ -42,6 +42,9 @@ from gpuhost_exporter.sources.state import State
 from gpuhost_exporter.sources.udev import Event, UdevWatcher, listen
 from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.targets import Targets
+
+if TYPE_CHECKING:
+    from gpuhost_exporter.sources.latency.client import LatencyClient
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +96,10 @@ class App:
                 state=State(storage or self._default_storage()),
                 simulated=settings.simulate or "",
                 capacities=self._capacities(),
+                network=self._network(),
             )
             collectors = tuple(self._collectors())
             self.runner = Runner(collectors, self.clock)
-                network=self._network(),
             nvml.on_open = self.runner.hurry  # slow subjects need not wait for their next tick
         except BaseException:
             self.close()
@@ -105,6 +108,7 @@ class App:
         self.server_samples: Callable[[], Iterable[Sample]] = lambda: ()
         self._udev = UdevWatcher(self._hardware_changed, self._simulated_events if self._simulation else listen)
         self._privileged = PrivilegedReader(launcher, tuple(self._jobs({each.name for each, _ in collectors})))
+        self._latency = self._latency_client() if "latency" in {each.name for each, _ in collectors} else None
         self.host.processes.connect(lambda request: self._privileged.ask("processes", request))
 
     def start(self) -> None:
@@ -118,6 +122,8 @@ class App:
         self.runner.start()
         self._privileged.start()
         self._udev.start()
+        if self._latency:
+            self._latency.start()
 
     def hear_marks(self, folder: str) -> None:
         """Let training scripts mark their checkpoints, by a socket below this folder. Nothing without a ledger."""
@@ -130,6 +136,8 @@ class App:
     def close(self) -> None:
         if hasattr(self, "_privileged"):
             self._privileged.stop()
+            if self._latency:
+                self._latency.stop()
         if hasattr(self, "runner"):
             self.runner.stop()
             self.host.state.close()
@@ -158,24 +166,39 @@ class App:
         yield Job("kernel_log", self._kernel_log_arguments, kernel_log.put, kernel_log.fail)
         if "nvme_health" in collectors:
             yield Job("drives", self._drives_arguments, self._drives_told, self._drives_failed)
+        if "platform" in collectors:
+            ports = self.host.switch_ports
+            yield Job("switch_ports", self._root_arguments, ports.put, ports.fail)
+        if "contention" in collectors:
+            yield Job("waits", self._root_arguments, self.host.waits.put, self.host.waits.fail)
         if LedgerCollector.name in collectors:
-            yield Job("processes", self._processes_arguments, processes.put, processes.fail)
+            yield Job("processes", self._root_arguments, processes.put, processes.fail)
+
+    def _latency_client(self) -> LatencyClient | None:
+        """None where no host is to be probed: not configured, or this host is not what it seems."""
+        if self.settings.latency is None or self.settings.simulate:
+            return None
+        from gpuhost_exporter.sources.latency.client import LatencyClient
+
+        return LatencyClient(self.launcher, self.settings.latency, self.host.latency, self.clock)
 
     def _default_storage(self) -> str:
         # A simulated host must not teach the real one's inventory.
         return f"{self._simulation.temporary}/state" if self._simulation else default_storage_path(os.environ)
 
     def _capacities(self) -> Capacities:
-        if "platform" in collectors:
-            ports = self.host.switch_ports
-            yield Job("switch_ports", self._root_arguments, ports.put, ports.fail)
-        if "contention" in collectors:
-            yield Job("waits", self._root_arguments, self.host.waits.put, self.host.waits.fail)
         if self._simulation is None or not self._simulation.folder:
             return Capacities()
         from gpuhost_exporter.sim.mounts import Statvfs
 
         return Capacities(Statvfs(self._simulation.folder))
+
+    def _network(self) -> Network:
+        if self._simulation is None or not self._simulation.folder:
+            return Network()
+        from gpuhost_exporter.sim.ioctl import Interfaces
+
+        return Network(Interfaces(self._simulation.folder))
 
     def _simulate(self, target: str, control: str | None) -> Simulation:
         from gpuhost_exporter.sim import control as simulated
@@ -193,13 +216,6 @@ class App:
                 return replace(simulation, folder="")
         else:
             simulated.create(simulation.control, host, scenario, self.clock)
-    def _network(self) -> Network:
-        if self._simulation is None or not self._simulation.folder:
-            return Network()
-        from gpuhost_exporter.sim.ioctl import Interfaces
-
-        return Network(Interfaces(self._simulation.folder))
-
         ours, theirs = pipe.pair()
         arguments = {"control": simulation.control, "folder": simulation.folder}
         self.launcher.spawn("simulator", arguments, [theirs])
@@ -243,7 +259,6 @@ class App:
                 yield pipe.recv_answer(self._sockets[0], None)
 
     def _drives_arguments(self) -> Mapping[str, Any]:
-        root = self.host.root
         return {
             "root": self._trees(),
             "interval": nvme_health.reading_interval(self.settings),
@@ -271,6 +286,7 @@ class App:
         return {"root": self._trees()}
 
     def _trees(self) -> dict[str, str]:
+        root = self.host.root
         return {"proc": root.proc, "sys": root.sys, "dev": root.dev}
 
 

@@ -33,6 +33,7 @@ KINDS = {
         "gpuhost_exporter.sources.readers:privileged",
         frozenset({linux.CAP_SYSLOG, linux.CAP_SYS_ADMIN, linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH}),
     ),
+    "latency": ReaderKind("gpuhost_exporter.sources.latency.reader:latency", frozenset()),
     "simulator": ReaderKind("gpuhost_exporter.sources.readers:simulator", frozenset()),
 }
 
@@ -167,7 +168,6 @@ def drives(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
             return
 
 
-@dataclass(frozen=True, slots=True)
 def switch_ports(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
     """Send what the PCIe switches' downstream ports are set to, now and every ten minutes."""
     pipe = Pipe(sock)
@@ -200,6 +200,7 @@ def waits(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
             return
 
 
+@dataclass(frozen=True, slots=True)
 class PrivilegedJob:
     run: Callable[[socket.socket, Mapping[str, Any]], None]
     capabilities: frozenset[int]
@@ -208,9 +209,9 @@ class PrivilegedJob:
 JOBS: Mapping[str, PrivilegedJob] = {
     "kernel_log": PrivilegedJob(kernel_log, frozenset({linux.CAP_SYSLOG})),
     "drives": PrivilegedJob(drives, frozenset({linux.CAP_SYS_ADMIN})),
-    # /proc/PID/io, environ and fd of others: their owner's alone to open (DAC), and to be traced (PTRACE).
     "switch_ports": PrivilegedJob(switch_ports, frozenset({linux.CAP_SYS_ADMIN})),
     "waits": PrivilegedJob(waits, frozenset()),
+    # /proc/PID/io, environ and fd of others: their owner's alone to open (DAC), and to be traced (PTRACE).
     "processes": PrivilegedJob(processes, frozenset({linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH})),
 }
 
