@@ -6,48 +6,18 @@ Runs with each promtool named in GPUHOST_PROMTOOLS (separated by colons), else w
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
 from copy import deepcopy
 
 import pytest
 import yaml
+from support.promtool import ABSENT, CASES, PROMTOOLS, promtool, seconds
 from support.rules import RULE_FILES, TEST_FILES, alerts, load, recordings
 
-PROMTOOLS = tuple(filter(None, os.environ.get("GPUHOST_PROMTOOLS", shutil.which("promtool") or "").split(":")))
 FAILING, HEALTHY = "gpu-7:19400", "gpu-8:19400"
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _OF_RELEASE = 'host:gpuhost_quiet:bool{reason="boot"}'
 
-pytestmark = pytest.mark.skipif(not PROMTOOLS, reason="promtool is not installed: apt-get install prometheus")
+pytestmark = pytest.mark.skipif(not PROMTOOLS, reason=ABSENT)
 
-
-def seconds(text):
-    return sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([smhdw])", str(text)))
-
-
-def promtool(tool, *arguments):
-    done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=100, check=False)
-    return done.returncode, done.stdout + done.stderr
-
-
-def cases():
-    """(alert, file, its tests)."""
-    for path in TEST_FILES:
-        document = load(path)
-        for name in sorted(
-            {case["alertname"] for test in document["tests"] for case in test.get("alert_rule_test", ())}
-        ):
-            tests = [
-                test
-                for test in document["tests"]
-                if any(case["alertname"] == name for case in test.get("alert_rule_test", ()))
-            ]
-            yield name, path, tests
-
-
-CASES = {name: (path, tests) for name, path, tests in cases()}
 BY_NAME = {rule.name: rule for rule in alerts()}
 each_alert = pytest.mark.parametrize("name", sorted(BY_NAME))
 each_promtool = pytest.mark.parametrize("tool", PROMTOOLS)
