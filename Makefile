@@ -5,7 +5,7 @@ VENV := .venv
 ADDRESS ?= 127.0.0.1:19400
 SIMULATE ?=
 
-.PHONY: run test test-full test-vm test-hardware bench metrics clean
+.PHONY: run test test-full test-vm test-hardware bench metrics alerts clean
 
 run: $(VENV)/.run
 	@test -n "$(SIMULATE)" || test -e /dev/nvidiactl || \
@@ -14,8 +14,8 @@ run: $(VENV)/.run
 	@exec $(VENV)/bin/gpuhost-exporter serve --web.listen-address=$(ADDRESS) $(if $(SIMULATE),--simulate $(SIMULATE))
 
 test: $(VENV)/.dev
-	$(VENV)/bin/ruff format --check exporter tests
-	$(VENV)/bin/ruff check exporter tests
+	$(VENV)/bin/ruff format --check exporter tests alerts
+	$(VENV)/bin/ruff check exporter tests alerts
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 4 -m "not slow and not gpu and not vm and not alone"
 	$(VENV)/bin/pytest -m "alone and not slow and not gpu and not vm"
@@ -44,6 +44,10 @@ bench: $(VENV)/.dev
 
 metrics: $(VENV)/.run
 	$(VENV)/bin/gpuhost-exporter metrics > exporter/METRICS.md
+
+# The rules as prometheus-operator takes them.
+alerts:
+	$(PYTHON) alerts/prometheusrule.py > alerts/prometheusrule.yaml
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
