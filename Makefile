@@ -32,6 +32,7 @@ test-hardware: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(VENV)/bin/python tests/bench/bench.py
 	PYTHONPATH=tests:tests/unit $(VENV)/bin/python tests/bench/storage.py
+	PYTHONPATH=tests $(VENV)/bin/python tests/bench/ledger.py
 
 metrics: $(VENV)/.run
 	$(VENV)/bin/gpuhost-exporter metrics > exporter/METRICS.md

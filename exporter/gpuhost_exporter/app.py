@@ -19,6 +19,7 @@ from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors import ALL, nvme_health
 from gpuhost_exporter.collectors.inventory import InventoryCollector
+from gpuhost_exporter.collectors.ledger import LedgerCollector
 from gpuhost_exporter.config import Settings, default_runtime_path, default_storage_path
 from gpuhost_exporter.errors import ConfigError, Gone, Hung
 from gpuhost_exporter.exposition import BUILD, SIMULATED, Exposition
@@ -26,6 +27,7 @@ from gpuhost_exporter.host import Host
 from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Runner
 from gpuhost_exporter.sources import linux, pipe
+from gpuhost_exporter.sources.ethtool import Network
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLog
 from gpuhost_exporter.sources.launcher import Launcher
@@ -93,6 +95,7 @@ class App:
             )
             collectors = tuple(self._collectors())
             self.runner = Runner(collectors, self.clock)
+                network=self._network(),
             nvml.on_open = self.runner.hurry  # slow subjects need not wait for their next tick
         except BaseException:
             self.close()
@@ -115,12 +118,22 @@ class App:
         self._privileged.start()
         self._udev.start()
 
+    def hear_marks(self, folder: str) -> None:
+        """Let training scripts mark their checkpoints, by a socket below this folder. Nothing without a ledger."""
+        if any(task.collector.name == LedgerCollector.name for task in self.runner.tasks):
+            from gpuhost_exporter.sources.marker import Marker
+
+            self.host.marker = Marker(folder, self.clock)
+            self.host.marker.start()
+
     def close(self) -> None:
         if hasattr(self, "_privileged"):
             self._privileged.stop()
         if hasattr(self, "runner"):
             self.runner.stop()
             self.host.state.close()
+            if self.host.marker:
+                self.host.marker.close()
         self.launcher.close()
         if self._simulation:
             import shutil  # brings every compressor along
@@ -146,7 +159,7 @@ class App:
         yield Job("kernel_log", self._kernel_log_arguments, kernel_log.put, kernel_log.fail)
         if "nvme_health" in collectors:
             yield Job("drives", self._drives_arguments, self._drives_told, self._drives_failed)
-        if "ledger" in collectors:
+        if LedgerCollector.name in collectors:
             yield Job("processes", self._processes_arguments, processes.put, processes.fail)
 
     def _default_storage(self) -> str:
@@ -154,7 +167,12 @@ class App:
         return f"{self._simulation.temporary}/state" if self._simulation else default_storage_path(os.environ)
 
     def _capacities(self) -> Capacities:
-        if self._simulation is None:
+        if "platform" in collectors:
+            ports = self.host.switch_ports
+            yield Job("switch_ports", self._root_arguments, ports.put, ports.fail)
+        if "contention" in collectors:
+            yield Job("waits", self._root_arguments, self.host.waits.put, self.host.waits.fail)
+        if self._simulation is None or not self._simulation.folder:
             return Capacities()
         from gpuhost_exporter.sim.mounts import Statvfs
 
@@ -176,6 +194,13 @@ class App:
                 return replace(simulation, folder="")
         else:
             simulated.create(simulation.control, host, scenario, self.clock)
+    def _network(self) -> Network:
+        if self._simulation is None or not self._simulation.folder:
+            return Network()
+        from gpuhost_exporter.sim.ioctl import Interfaces
+
+        return Network(Interfaces(self._simulation.folder))
+
         ours, theirs = pipe.pair()
         arguments = {"control": simulation.control, "folder": simulation.folder}
         self.launcher.spawn("simulator", arguments, [theirs])
@@ -221,7 +246,7 @@ class App:
     def _drives_arguments(self) -> Mapping[str, Any]:
         root = self.host.root
         return {
-            "root": {"proc": root.proc, "sys": root.sys, "dev": root.dev},
+            "root": self._trees(),
             "interval": nvme_health.reading_interval(self.settings),
             "simulated": self._simulation is not None,
         }
@@ -238,15 +263,16 @@ class App:
         self.runner.hurry({nvme_health.NvmeHealthCollector.name})
 
     def _kernel_log_arguments(self) -> Mapping[str, Any]:
-        root = self.host.root
         return {
-            "root": {"proc": root.proc, "sys": root.sys, "dev": root.dev},
+            "root": self._trees(),
             "cursor": self.host.kernel_log.cursor(self.host.state),
         }
 
-    def _processes_arguments(self) -> Mapping[str, Any]:
-        root = self.host.root
-        return {"root": {"proc": root.proc, "sys": root.sys, "dev": root.dev}}
+    def _root_arguments(self) -> Mapping[str, Any]:
+        return {"root": self._trees()}
+
+    def _trees(self) -> dict[str, str]:
+        return {"proc": root.proc, "sys": root.sys, "dev": root.dev}
 
 
 def serve(settings: Settings, launcher: Launcher) -> int:
@@ -269,8 +295,10 @@ def serve(settings: Settings, launcher: Launcher) -> int:
         )
         server = Server(settings.listen_addresses, routes, settings.web_config_file)
         app.server_samples = server.samples
-        runtime = Runtime(default_runtime_path(os.environ))
+        folder = default_runtime_path(os.environ)
+        runtime = Runtime(folder)
         server.start()  # before the collectors: an address that is taken ends it with that one line
+        app.hear_marks(folder)
         app.start()
         runtime.write_pid()
         log.info("listening on %s", ", ".join(server.addresses))
@@ -322,4 +350,5 @@ def _page(app: App, rates: Mapping[Series, float], nonce: str) -> bytes:
     from gpuhost_exporter.status import build
     from gpuhost_exporter.web.page import render
 
-    return render(build([*app.runner.samples(), *app.own_samples()], rates), nonce)
+    spent = app.host.board.last("spent", tuple, app.clock.now()) or ()
+    return render(build([*app.runner.samples(), *app.own_samples()], rates, spent=spent), nonce)

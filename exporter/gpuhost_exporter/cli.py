@@ -28,6 +28,7 @@ from gpuhost_exporter.sources import linux
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.readers import KINDS
 
+_FEWEST_ITERATIONS = 10
 _READING = ("serve", "snapshot", "doctor")
 
 
@@ -163,6 +164,15 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--since", default="24h", metavar="DURATION", help="so far back, by whole hours (default 24h)")
     report.add_argument("--json", action="store_true")
     report.add_argument("--storage.path", dest="storage", type=_text, metavar="DIR")
+    allreduce = command(
+        "allreduce",
+        _allreduce,
+        "On every rank of an MPI job: measure a small allreduce for the exporters of its hosts.",
+    )
+    allreduce.add_argument(
+        "--iterations", type=int, default=500, metavar="N", help="allreduces measured, 10 to 1000 (default 500)"
+    )
+    allreduce.add_argument("--storage.path", dest="storage", type=_text, metavar="DIR")
     release = command(
         "release", _release, "Have the running exporter let go of NVML, so that the driver can be unloaded."
     )
@@ -294,25 +304,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
-    from gpuhost_exporter.ledger.thresholds import Thresholds
-    from gpuhost_exporter.web.listen import parse_address
-    from gpuhost_exporter.web.webconfig import WebConfig
+    from gpuhost_exporter.check import check
 
-    settings = _settings(options)
-    Thresholds.load(settings.ledger)
-    if settings.web_config_file:
-        WebConfig.load(settings.web_config_file)
-    for address in settings.listen_addresses:
-        parse_address(address)
-    print(f"listen addresses: {', '.join(settings.listen_addresses)}")
-    print(f"web configuration file: {settings.web_config_file or 'none'}")
-    print(f"procfs: {settings.procfs}")
-    print(f"sysfs: {settings.sysfs}")
-    print(f"storage path: {settings.storage_path or default_storage_path(os.environ)}")
-    print(f"log level: {settings.log_level}")
-    print(f"NVML call timeout: {settings.nvml_call_timeout:g} s")
-    off = [name for name, chosen in settings.collectors.items() if chosen.enabled is False]
-    print(f"collectors off: {', '.join(off) or 'none'}")
+    check(_settings(options))
     return 0
 
 
@@ -346,6 +340,15 @@ def _report(options: argparse.Namespace) -> int:
     seconds = positive_seconds(options.since, LONGEST)
     state = State(options.storage or default_storage_path(os.environ))
     return report(state, SystemClock(), seconds, as_json=options.json)
+
+
+def _allreduce(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.latency.allreduce import allreduce
+    from gpuhost_exporter.latency.collective import MOST_ITERATIONS
+
+    if not _FEWEST_ITERATIONS <= options.iterations <= MOST_ITERATIONS:
+        raise ConfigError(f"--iterations: expected {_FEWEST_ITERATIONS} to {MOST_ITERATIONS}, got {options.iterations}")
+    return allreduce(options.storage or default_storage_path(os.environ), options.iterations)
 
 
 def _release(options: argparse.Namespace) -> int:

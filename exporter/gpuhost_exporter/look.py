@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from gpuhost_exporter.app import App
+from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors import ALL
 from gpuhost_exporter.collectors.gpu import UTILIZATION_SOURCE
 from gpuhost_exporter.config import Settings
@@ -58,7 +59,7 @@ def doctor(settings: Settings, launcher: Launcher) -> int:
         for kind in ALL:
             task = tasks.get(kind.name)
             if task is None:
-                why = "switched off" if kind.on_by_default else f"switched on with --collector.{kind.name}"
+                why = "switched off" if kind.on_by_default else f"switched on with {_switch(kind)}"
                 rows.append((kind.name, "off", "", why))
                 continue
             rows.append((kind.name, *_verdict(task)))
@@ -70,6 +71,10 @@ def doctor(settings: Settings, launcher: Launcher) -> int:
         return 1 if any(row[1] in ("denied", "failing", "hung") for row in rows) else 0
     finally:
         app.close()
+
+
+def _switch(kind: type[Collector]) -> str:
+    return kind.switch or f"--collector.{kind.name}"
 
 
 def _verdict(task: Task) -> tuple[str, str, str]:

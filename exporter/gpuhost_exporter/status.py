@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gpuhost_exporter.advice import SeenXid, seen_xids
 from gpuhost_exporter.collectors import (
@@ -34,6 +34,9 @@ from gpuhost_exporter.findings import Finding, find
 from gpuhost_exporter.latest import Latest, Series
 from gpuhost_exporter.runner import AGE, ERRORS, IN_FLIGHT, UP
 from gpuhost_exporter.specs import Sample, Spec
+
+if TYPE_CHECKING:
+    from gpuhost_exporter.ledger.cost import Spent
 
 Verdict = Literal["good", "unknown", "info", "warning", "critical"]
 CollectorState = Literal["ok", "waiting", "not here", "denied", "failing"]
@@ -89,6 +92,7 @@ class GpuRow:
     throttling: tuple[str, ...] | None
     xids: float | None  # critical ones and warnings, since the exporter started
     xid_severity: Literal["critical", "warning", ""]  # the gravest of late
+    lost: tuple[str, float, float] | None  # to which account most in 24 hours, seconds, dollars; None without a ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +182,15 @@ class Status:
     version: str
 
 
-def build(samples: Iterable[Sample], rates: Mapping[Series, float] | None = None, now: float | None = None) -> Status:
+def build(
+    samples: Iterable[Sample],
+    rates: Mapping[Series, float] | None = None,
+    now: float | None = None,
+    spent: Iterable[Spent] = (),
+) -> Status:
     """`rates`: what the counters of RATED do a second, from Rates.look(); without them rates are not told.
 
+    `spent`: each GPU's last 24 hours, where the ledger keeps them.
     `now`: the samples' time in seconds since the epoch, the present where it is not given.
     """
     now = time.time() if now is None else now
@@ -188,7 +198,8 @@ def build(samples: Iterable[Sample], rates: Mapping[Series, float] | None = None
     moved = Latest(Sample(spec, labels, value) for (spec, labels), value in (rates or {}).items())
     findings = find(latest, moved, now)
     xids = tuple(seen_xids(latest, now))
-    gpus = tuple(sorted(_gpus(latest, xids), key=lambda row: (not row.index.isdecimal(), row.index.zfill(4))))
+    lost = {each.uuid: each.most for each in spent}
+    gpus = tuple(sorted(_gpus(latest, xids, lost), key=lambda row: (not row.index.isdecimal(), row.index.zfill(4))))
     verdict, headline, action = _headline(findings, gpus, latest)
     return Status(
         verdict=verdict,
@@ -218,7 +229,9 @@ def _headline(findings: tuple[Finding, ...], gpus: tuple[GpuRow, ...], latest: L
     return "unknown", "Nothing is known of the GPUs yet", ""
 
 
-def _gpus(latest: Latest, xids: Sequence[SeenXid]) -> Iterator[GpuRow]:
+def _gpus(
+    latest: Latest, xids: Sequence[SeenXid], lost: Mapping[str, tuple[str, float, float] | None]
+) -> Iterator[GpuRow]:
     for labels in latest.rows(driver.GPU_UP):
         index, uuid = labels
         links = tuple(sorted((int(link), bool(up)) for link, up in latest.below(nvlink.UP, *labels)))
@@ -247,6 +260,7 @@ def _gpus(latest: Latest, xids: Sequence[SeenXid]) -> Iterator[GpuRow]:
             throttling=tuple(reason for reason, on in reasons.items() if on) if reasons else None,
             xids=_xids(latest, labels, seen),
             xid_severity=next((word for word in _GRAVE if any(x.recent and x.severity == word for x in seen)), ""),
+            lost=lost.get(uuid),
         )
 
 

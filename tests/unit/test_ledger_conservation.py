@@ -77,6 +77,7 @@ def window(draw, now):
             read_bytes=maybe(draw, draw.randrange(10**11)),
             write_bytes=maybe(draw, draw.randrange(10**11)),
             cancelled_bytes=0,
+            made_bytes=maybe(draw, draw.randrange(-(10**11), 10**11)),
         )
         for pid in (1, 2)
         if draw.random() < 0.7

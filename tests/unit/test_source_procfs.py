@@ -25,6 +25,11 @@ def test_a_name_may_hold_spaces_and_parentheses():
     assert procfs.parse_stat(STAT) == Stat("py) thon (3)", "D", 4700, 9120338, 7, 5688, 187, 502125, 42)
 
 
+def test_a_process_that_leaves_a_core_is_told_by_its_flags():
+    assert not procfs.parse_stat(STAT).dumping
+    assert procfs.parse_stat(STAT.replace(" 4194304 ", f" {0x400640} ")).dumping
+
+
 def test_io_counters_by_their_names():
     text = "rchar: 300\nwchar: 20\nsyscr: 2\nsyscw: 1\nread_bytes: 4\nwrite_bytes: 4096\ncancelled_write_bytes: 9"
     assert procfs.parse_io(text) == Io(300, 20, 4, 4096, 9)

@@ -9,6 +9,7 @@ import pytest
 
 from gpuhost_exporter.collectors import block, driver, gpu, mig, nvlink, nvme, raid, rdma, storage, targets
 from gpuhost_exporter.exposition import BUILD, SIMULATED
+from gpuhost_exporter.ledger.cost import Spent
 from gpuhost_exporter.runner import UP
 from gpuhost_exporter.status import build
 from gpuhost_exporter.web.page import render
@@ -109,6 +110,24 @@ def test_a_mig_instance_and_an_array_stand_beside_what_they_have_at_most():
     assert shown.row("md0")[3:5] == ["2.50 / 20.0 GB/s", "1.00 MB/s"]
     assert "After the slash" in shown.text
     assert "After the slash" not in page(raid.UP("md0")).text, "no slash"
+
+
+def test_the_day_s_largest_loss_stands_beside_its_gpu_where_there_is_a_ledger():
+    spent = [
+        Spent(
+            "0",
+            "GPU-0",
+            "",
+            {"compute": 80000.0, "checkpoint": 2460.0, "data": 90.0},
+            {"checkpoint": 2.05, "data": 0.1},
+        ),
+        Spent("1", "GPU-1", "", {"compute": 80000.0}, {}),
+    ]
+    shown = Page(render(build([*ONE_GPU, driver.GPU_UP("1", "GPU-1")], spent=spent), "n").decode())
+    assert shown.row("0")[-1] == "41 min checkpoint, $2.05"
+    assert shown.row("1")[-1] == "\N{EN DASH}"
+    assert "Lost most to" in shown.text
+    assert "Lost most to" not in page(*ONE_GPU).text
 
 
 def test_a_collector_that_never_read_says_never():

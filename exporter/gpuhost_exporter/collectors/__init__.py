@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors.block import BlockCollector
+from gpuhost_exporter.collectors.contention import ContentionCollector
 from gpuhost_exporter.collectors.driver import DriverCollector
 from gpuhost_exporter.collectors.fabric import FabricCollector
 from gpuhost_exporter.collectors.filesystem import FilesystemCollector
@@ -19,9 +20,11 @@ from gpuhost_exporter.collectors.nvme import NvmeCollector
 from gpuhost_exporter.collectors.nvme_health import NvmeHealthCollector
 from gpuhost_exporter.collectors.pagecache import PageCacheCollector
 from gpuhost_exporter.collectors.pcie import PcieCollector
+from gpuhost_exporter.collectors.platform import PlatformCollector
 from gpuhost_exporter.collectors.pressure import PressureCollector
 from gpuhost_exporter.collectors.raid import RaidCollector
 from gpuhost_exporter.collectors.rdma import RdmaCollector
+from gpuhost_exporter.collectors.rdma_ethernet import RdmaEthernetCollector
 from gpuhost_exporter.collectors.storage import StorageCollector
 from gpuhost_exporter.collectors.targets import TargetsCollector
 from gpuhost_exporter.collectors.xid import XidCollector
@@ -45,8 +48,11 @@ ALL: tuple[type[Collector], ...] = (
     PageCacheCollector,
     NfsCollector,
     RdmaCollector,
+    RdmaEthernetCollector,
     PressureCollector,
+    ContentionCollector,
     MachineCollector,
+    PlatformCollector,
     InventoryCollector,
     TargetsCollector,
 )

@@ -37,16 +37,17 @@ def source_error(path: str, error: OSError) -> SourceError:
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """Where the host's trees are: `--path.procfs`, `--path.sysfs`, and /dev."""
+    """Where the host's trees are: `--path.procfs`, `--path.sysfs`, /dev, and what is above /run and /var."""
 
     proc: str = "/proc"
     sys: str = "/sys"
     dev: str = "/dev"
+    top: str = ""
 
     @classmethod
     def below(cls, folder: str) -> Root:
         """The trees of a simulated or recorded host."""
-        return cls(f"{folder}/proc", f"{folder}/sys", f"{folder}/dev")
+        return cls(f"{folder}/proc", f"{folder}/sys", f"{folder}/dev", folder)
 
 
 def read_text(path: str) -> str:
@@ -74,10 +75,15 @@ def read_text(path: str) -> str:
 
 def read_start(path: str) -> str:
     """What the file hands out at once, at most 4 KiB: enough where a long list (/proc/cpuinfo) repeats itself."""
+    return read_block(path).decode("utf-8", "replace").strip()
+
+
+def read_block(path: str, offset: int = 0, size: int = 4096) -> bytes:
+    """What the file hands out at once from there."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            return os.read(descriptor, 4096).decode("utf-8", "replace").strip()
+            return os.pread(descriptor, size, offset)
         finally:
             os.close(descriptor)
     except OSError as error:

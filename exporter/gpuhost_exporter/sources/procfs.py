@@ -19,6 +19,7 @@ from gpuhost_exporter.sources.files import Root, optional_names, optional_text, 
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _MOST_FILES = 512
+_DUMPING = 0x200  # PF_DUMPCORE of the kernel's task flags
 _NO_DATA = frozenset({"devtmpfs", "devpts", "proc", "sysfs", "cgroup", "cgroup2", "mqueue"})
 
 
@@ -32,6 +33,7 @@ class Stat(NamedTuple):
     threads: int
     start: int  # ticks since boot
     blocked_ticks: int  # always 0 without delay accounting
+    dumping: bool = False  # it has failed and writes its memory to a core file, or has
 
 
 class Io(NamedTuple):
@@ -61,6 +63,7 @@ def parse_stat(text: str) -> Stat:
             int(words[17]),
             int(words[19]),
             int(words[39]),
+            bool(int(words[6]) & _DUMPING),
         )
     except (ValueError, IndexError) as error:
         raise Malformed(f"expected a process' stat line, got {text[:60]!r}") from error
