@@ -92,10 +92,10 @@ class App:
                 state=State(storage or self._default_storage()),
                 simulated=settings.simulate or "",
                 capacities=self._capacities(),
+                network=self._network(),
             )
             collectors = tuple(self._collectors())
             self.runner = Runner(collectors, self.clock)
-                network=self._network(),
             nvml.on_open = self.runner.hurry  # slow subjects need not wait for their next tick
         except BaseException:
             self.close()
@@ -159,24 +159,31 @@ class App:
         yield Job("kernel_log", self._kernel_log_arguments, kernel_log.put, kernel_log.fail)
         if "nvme_health" in collectors:
             yield Job("drives", self._drives_arguments, self._drives_told, self._drives_failed)
+        if "platform" in collectors:
+            ports = self.host.switch_ports
+            yield Job("switch_ports", self._root_arguments, ports.put, ports.fail)
+        if "contention" in collectors:
+            yield Job("waits", self._root_arguments, self.host.waits.put, self.host.waits.fail)
         if LedgerCollector.name in collectors:
-            yield Job("processes", self._processes_arguments, processes.put, processes.fail)
+            yield Job("processes", self._root_arguments, processes.put, processes.fail)
 
     def _default_storage(self) -> str:
         # A simulated host must not teach the real one's inventory.
         return f"{self._simulation.temporary}/state" if self._simulation else default_storage_path(os.environ)
 
     def _capacities(self) -> Capacities:
-        if "platform" in collectors:
-            ports = self.host.switch_ports
-            yield Job("switch_ports", self._root_arguments, ports.put, ports.fail)
-        if "contention" in collectors:
-            yield Job("waits", self._root_arguments, self.host.waits.put, self.host.waits.fail)
         if self._simulation is None or not self._simulation.folder:
             return Capacities()
         from gpuhost_exporter.sim.mounts import Statvfs
 
         return Capacities(Statvfs(self._simulation.folder))
+
+    def _network(self) -> Network:
+        if self._simulation is None or not self._simulation.folder:
+            return Network()
+        from gpuhost_exporter.sim.ioctl import Interfaces
+
+        return Network(Interfaces(self._simulation.folder))
 
     def _simulate(self, target: str, control: str | None) -> Simulation:
         from gpuhost_exporter.sim import control as simulated
@@ -194,13 +201,6 @@ class App:
                 return replace(simulation, folder="")
         else:
             simulated.create(simulation.control, host, scenario, self.clock)
-    def _network(self) -> Network:
-        if self._simulation is None or not self._simulation.folder:
-            return Network()
-        from gpuhost_exporter.sim.ioctl import Interfaces
-
-        return Network(Interfaces(self._simulation.folder))
-
         ours, theirs = pipe.pair()
         arguments = {"control": simulation.control, "folder": simulation.folder}
         self.launcher.spawn("simulator", arguments, [theirs])
@@ -244,7 +244,6 @@ class App:
                 yield pipe.recv_answer(self._sockets[0], None)
 
     def _drives_arguments(self) -> Mapping[str, Any]:
-        root = self.host.root
         return {
             "root": self._trees(),
             "interval": nvme_health.reading_interval(self.settings),
@@ -272,6 +271,7 @@ class App:
         return {"root": self._trees()}
 
     def _trees(self) -> dict[str, str]:
+        root = self.host.root
         return {"proc": root.proc, "sys": root.sys, "dev": root.dev}
 
 

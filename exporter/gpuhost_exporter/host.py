@@ -11,8 +11,8 @@ from gpuhost_exporter.sources.contention import Waits
 from gpuhost_exporter.sources.ethtool import Network
 from gpuhost_exporter.sources.mounts import Capacities
 from gpuhost_exporter.sources.nvme_health import DriveHealth
-
 from gpuhost_exporter.sources.placement import SwitchPorts
+
 if TYPE_CHECKING:
     from gpuhost_exporter.config import Settings
     from gpuhost_exporter.sources.files import Root

@@ -165,7 +165,6 @@ def drives(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
             return
 
 
-@dataclass(frozen=True, slots=True)
 def switch_ports(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
     """Send what the PCIe switches' downstream ports are set to, now and every ten minutes."""
     pipe = Pipe(sock)
@@ -198,6 +197,7 @@ def waits(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
             return
 
 
+@dataclass(frozen=True, slots=True)
 class PrivilegedJob:
     run: Callable[[socket.socket, Mapping[str, Any]], None]
     capabilities: frozenset[int]
