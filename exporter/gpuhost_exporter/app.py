@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuhost_exporter import __version__
 from gpuhost_exporter.clock import SystemClock
@@ -41,6 +41,9 @@ from gpuhost_exporter.sources.state import State
 from gpuhost_exporter.sources.udev import Event, UdevWatcher, listen
 from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.targets import Targets
+
+if TYPE_CHECKING:
+    from gpuhost_exporter.sources.latency.client import LatencyClient
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +107,7 @@ class App:
         self.server_samples: Callable[[], Iterable[Sample]] = lambda: ()
         self._udev = UdevWatcher(self._hardware_changed, self._simulated_events if self._simulation else listen)
         self._privileged = PrivilegedReader(launcher, tuple(self._jobs({each.name for each, _ in collectors})))
+        self._latency = self._latency_client() if "latency" in {each.name for each, _ in collectors} else None
         self.host.processes.connect(lambda request: self._privileged.ask("processes", request))
 
     def start(self) -> None:
@@ -117,6 +121,8 @@ class App:
         self.runner.start()
         self._privileged.start()
         self._udev.start()
+        if self._latency:
+            self._latency.start()
 
     def hear_marks(self, folder: str) -> None:
         """Let training scripts mark their checkpoints, by a socket below this folder. Nothing without a ledger."""
@@ -129,6 +135,8 @@ class App:
     def close(self) -> None:
         if hasattr(self, "_privileged"):
             self._privileged.stop()
+            if self._latency:
+                self._latency.stop()
         if hasattr(self, "runner"):
             self.runner.stop()
             self.host.state.close()
@@ -166,6 +174,14 @@ class App:
             yield Job("waits", self._root_arguments, self.host.waits.put, self.host.waits.fail)
         if LedgerCollector.name in collectors:
             yield Job("processes", self._root_arguments, processes.put, processes.fail)
+
+    def _latency_client(self) -> LatencyClient | None:
+        """None where no host is to be probed: not configured, or this host is not what it seems."""
+        if self.settings.latency is None or self.settings.simulate:
+            return None
+        from gpuhost_exporter.sources.latency.client import LatencyClient
+
+        return LatencyClient(self.launcher, self.settings.latency, self.host.latency, self.clock)
 
     def _default_storage(self) -> str:
         # A simulated host must not teach the real one's inventory.

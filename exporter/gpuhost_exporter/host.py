@@ -9,6 +9,7 @@ from gpuhost_exporter.board import Board
 from gpuhost_exporter.clock import Clock
 from gpuhost_exporter.sources.contention import Waits
 from gpuhost_exporter.sources.ethtool import Network
+from gpuhost_exporter.sources.latency.results import Results
 from gpuhost_exporter.sources.mounts import Capacities
 from gpuhost_exporter.sources.nvme_health import DriveHealth
 from gpuhost_exporter.sources.placement import SwitchPorts
@@ -37,8 +38,9 @@ class Host:
     simulated: str = ""  # HOST:SCENARIO, empty on a real host
     capacities: Capacities = field(default_factory=Capacities)
     network: Network = field(default_factory=Network)
-    board: Board = field(default_factory=Board)
     waits: Waits = field(default_factory=Waits)
     switch_ports: SwitchPorts = field(default_factory=SwitchPorts)
+    board: Board = field(default_factory=Board)
     drive_health: DriveHealth = field(default_factory=DriveHealth)
     marker: Marker | None = None  # where training scripts mark their checkpoints; none unless the ledger serves
+    latency: Results = field(default_factory=Results)

@@ -11,6 +11,7 @@ from gpuhost_exporter.collectors.filesystem import FilesystemCollector
 from gpuhost_exporter.collectors.gpu import GpuCollector
 from gpuhost_exporter.collectors.gpu_health import GpuHealthCollector
 from gpuhost_exporter.collectors.inventory import InventoryCollector
+from gpuhost_exporter.collectors.latency import LatencyCollector
 from gpuhost_exporter.collectors.ledger import LedgerCollector
 from gpuhost_exporter.collectors.machine import MachineCollector
 from gpuhost_exporter.collectors.mig import MigCollector
@@ -48,6 +49,7 @@ ALL: tuple[type[Collector], ...] = (
     PageCacheCollector,
     NfsCollector,
     RdmaCollector,
+    LatencyCollector,
     RdmaEthernetCollector,
     PressureCollector,
     ContentionCollector,

@@ -33,6 +33,7 @@ KINDS = {
         "gpuhost_exporter.sources.readers:privileged",
         frozenset({linux.CAP_SYSLOG, linux.CAP_SYS_ADMIN, linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH}),
     ),
+    "latency": ReaderKind("gpuhost_exporter.sources.latency.reader:latency", frozenset()),
     "simulator": ReaderKind("gpuhost_exporter.sources.readers:simulator", frozenset()),
 }
 
@@ -206,9 +207,9 @@ class PrivilegedJob:
 JOBS: Mapping[str, PrivilegedJob] = {
     "kernel_log": PrivilegedJob(kernel_log, frozenset({linux.CAP_SYSLOG})),
     "drives": PrivilegedJob(drives, frozenset({linux.CAP_SYS_ADMIN})),
-    # /proc/PID/io, environ and fd of others: their owner's alone to open (DAC), and to be traced (PTRACE).
     "switch_ports": PrivilegedJob(switch_ports, frozenset({linux.CAP_SYS_ADMIN})),
     "waits": PrivilegedJob(waits, frozenset()),
+    # /proc/PID/io, environ and fd of others: their owner's alone to open (DAC), and to be traced (PTRACE).
     "processes": PrivilegedJob(processes, frozenset({linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH})),
 }
 

@@ -101,7 +101,9 @@ class Prober:
         self._hooks = hooks
         self._asking: _Asking | None = None
         self._steps: _Steps | None = None
-        self._server: str | None = None  # the peer for whom perftest's server runs here
+        self._previous: _Asking | None = None  # its answers may be on their way still
+        self._server: str | None = None  # the peer for whom perftest's server runs here, or is to
+        self._server_ready = False
         self._server_until = 0.0
         now = hooks.now()
         # Twice what this host's round and the neighbour's bring in an interval.
@@ -156,6 +158,7 @@ class Prober:
     def server_started(self, peer: str, *, started: bool) -> None:
         """The exporter's answer to `run("server", peer)`."""
         neighbour = self._neighbours[peer]
+        self._server_ready = started
         if not started:
             self._server = None
         if neighbour.serving:
@@ -181,7 +184,7 @@ class Prober:
         try:
             self._asking.until = self._steps.send(answer)
         except StopIteration:
-            self._asking = self._steps = None
+            self._previous, self._asking, self._steps = self._asking, None, None
 
     def _round(self, asking: _Asking) -> _Steps:
         greeted = None
@@ -240,12 +243,13 @@ class Prober:
         return answer
 
     def _answer(self, peer: str, message: Message, at: float) -> None:
+        for known in (self._asking, self._previous):
+            if known and (peer, message.asked) == (known.peer, known.asked) and message.sequence in known.late:
+                known.late.discard(message.sequence)
+                return
         asking = self._asking
-        if asking is None or peer != asking.peer or message.asked != asking.asked:
+        if asking is None or (peer, message.asked) != (asking.peer, asking.asked):
             raise Rejected("replayed")
-        if message.sequence in asking.late:
-            asking.late.discard(message.sequence)
-            return
         fits = asking.question is Kind.HELLO or message.answered == asking.answered
         if asking.question is None or message.kind not in _QUESTIONS[asking.question] or not fits:
             raise Rejected("replayed")
@@ -288,9 +292,9 @@ class Prober:
         if message.kind is Kind.PING:
             self._send(peer, Kind.PONG, message.sequence, *nonces)
         elif self._server is None and self._plan.rdma:
-            self._server, self._server_until = peer, at + PERFTEST_SECONDS
+            self._server, self._server_ready, self._server_until = peer, False, at + PERFTEST_SECONDS
             self._hooks.run("server", peer)
-        else:
+        elif self._server != peer or self._server_ready:
             ready = self._server == peer
             self._send(peer, Kind.READY if ready else Kind.REFUSED, message.sequence, *nonces)
 
