@@ -6,6 +6,7 @@ from kit.panels import ACT, GOOD, WATCH, Column, Line, answer, bars, listing, st
 
 H = HOST
 _LEDGER = "Needs the ledger: --collector.ledger"
+_WORK_FIRST = (f"~{WORK}", f"!~{WORK}")
 _NONE_YET = "No checkpoint seen yet"
 
 BOARD = Board(
@@ -75,11 +76,14 @@ BOARD = Board(
                 timeline(
                     "Where the time goes",
                     (
-                        Line(
-                            f'sum by (account) ({H("gpu:gpuhost_time:ratio_rate5m")}) /'
-                            f' ignoring (account) group_left () count(count by (gpu)'
-                            f' ({H("gpu:gpuhost_time:ratio_rate5m")})) > 0',
-                            "{{account}}",
+                        *(
+                            Line(
+                                f'sum by (account) ({H("gpu:gpuhost_time:ratio_rate5m", account=accounts)})'
+                                " / ignoring (account) group_left () count(count by (gpu)"
+                                f' ({H("gpu:gpuhost_time:ratio_rate5m")})) > 0',
+                                "{{account}}",
+                            )
+                            for accounts in _WORK_FIRST
                         ),
                     ),
                     why="Shares of all GPUs' time, averaged over 5 minutes. Good is green to the top. What an account "
@@ -96,9 +100,13 @@ BOARD = Board(
                 timeline(
                     "Where the money goes",
                     (
-                        Line(
-                            f'sum by (account) ({H("host:gpuhost_cost_dollars_per_hour:rate5m")}) > 0',
-                            "{{account}}",
+                        *(
+                            Line(
+                                f'sum by (account) ({H("host:gpuhost_cost_dollars_per_hour:rate5m", account=accounts)})'
+                                " > 0",
+                                "{{account}}",
+                            )
+                            for accounts in _WORK_FIRST
                         ),
                     ),
                     why="The same in dollars an hour. The height is the price of the host; what is not green or blue "
@@ -194,9 +202,9 @@ BOARD = Board(
                             "{{mount}} ({{mode}})",
                         ),
                         Line(
-                            f'max by (mount, mode) ({H("gpuhost_checkpoint_last_bytes")} / on (cluster, job, instance)'
+                            f'max({H("gpuhost_checkpoint_last_bytes")} / on (cluster, job, instance)'
                             f' group_left () {H("gpuhost_target_storage_bytes_per_second", band="good")})',
-                            "its bytes at 20 GB/s, {{mount}}",
+                            "its bytes on good storage",
                             dashed=True,
                         ),
                     ),

@@ -1,6 +1,7 @@
 """Host: one screen of every target against actual, then the GPUs in detail."""
 
 from boards.accounts import PHASES, phase_of
+from boards.alerts import firing
 from boards.storage import DELIVERED
 from kit.board import HOST, Board, Section
 from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, bars, below, listing, states, timeline
@@ -85,11 +86,6 @@ BOARD = Board(
                     (
                         Line(H("host:gpuhost_nvlink_usable:min_ratio"), "NVLink usable"),
                         Line(
-                            f'min({H("gpuhost_gpu_sm_clock_limit_hertz")} / {H("gpuhost_gpu_sm_clock_max_hertz")})'
-                            f' or min(1 - {H("gpuhost_gpu_clocks_locked")} * 0.5)',
-                            "Clock allowed",
-                        ),
-                        Line(
                             f'min({H("gpuhost_gpu_power_limit_watts")} / {H("gpuhost_target_power_watts")})',
                             "Power allowed",
                         ),
@@ -126,29 +122,7 @@ BOARD = Board(
                     empty=_NO_HOST,
                     width=9,
                 ),
-                listing(
-                    "What is wrong",
-                    (
-                        Column("Alert", label="alertname"),
-                        Column("Severity", label="severity", width=90),
-                        Column("GPU", label="gpu", width=60),
-                        Column("Device", label="device", width=90),
-                        Column(
-                            "For",
-                            f'time() - max by (alertname, severity, gpu, device) ({H("ALERTS_FOR_STATE")}'
-                            f' and ignoring (alertstate) {H("ALERTS", alertstate="firing", severity="~page|ticket")})',
-                            unit="s",
-                            decimals=0,
-                            width=90,
-                        ),
-                    ),
-                    why="Alerts that fire on this host. page: someone must look now. ticket: within days. Their "
-                    "runbooks say what to do.",
-                    sort="For",
-                    descending=False,
-                    empty="No alert fires: good. Or Prometheus does not load alerts/rules",
-                    width=15,
-                ),
+                firing(H, ("GPU", "gpu"), ("Device", "device"), width=15),
             ),
             height=9,
         ),

@@ -390,20 +390,16 @@ def _fixed(colour: str) -> models.DynamicConfigValue:
 
 def _cell(column: Column) -> list[models.DynamicConfigValue]:
     value = models.DynamicConfigValue
-    properties = []
+    properties = [value("noValue", "–" if column.expression else "")]
     if column.expression:
-        properties += [value("unit", column.unit), value("noValue", "–")]
+        properties.append(value("unit", column.unit))
     if column.decimals is not None:
         properties.append(value("decimals", column.decimals))
     if column.steps:
         steps = [{"value": at, "color": colour} for at, colour in column.steps]
         properties += [value("thresholds", {"mode": "absolute", "steps": steps}), value("color", {"mode": "thresholds"})]
     if column.states:
-        mapped = {
-            each: {"text": text, "color": colour, "index": index}
-            for index, (each, (text, colour)) in enumerate(column.states.items())
-        }
-        properties.append(value("mappings", [{"type": "value", "options": mapped}]))
+        properties.append(value("mappings", [_mapping(column.states)]))
     if column.bar:
         properties += [
             value("min", column.bar[0]),

@@ -42,5 +42,5 @@ class Host:
     switch_ports: SwitchPorts = field(default_factory=SwitchPorts)
     board: Board = field(default_factory=Board)
     drive_health: DriveHealth = field(default_factory=DriveHealth)
-    marker: Marker | None = None  # where training scripts mark their checkpoints; none unless the ledger serves
     latency: Results = field(default_factory=Results)
+    marker: Marker | None = None  # where training scripts mark their checkpoints; none unless the ledger serves
