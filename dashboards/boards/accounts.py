@@ -22,7 +22,7 @@ ACCOUNTS = {
 }
 WORK = "compute|busy|communication"
 
-_PHASES = (
+PHASE_NAMES = (
     ("computing", "computing", "green"),
     ("communicating", "communicating", "blue"),
     ("waiting", "waiting", "dark-purple"),
@@ -32,14 +32,12 @@ _PHASES = (
     ("lost", "lost", ACT),
     ("unknown", "not known", "#5a5a5a"),
 )
-PHASES = {str(number): (text, colour) for number, (_, text, colour) in enumerate(_PHASES, 1)}
+PHASES = {str(number): (text, colour) for number, (_, text, colour) in enumerate(PHASE_NAMES, 1)}
 
 
 def phase_of(scope: Scope, by: str = "gpu", only: str = "") -> str:
     """A number for each GPU's phase, which PHASES puts in words; `only` narrows the GPUs."""
     numbered = []
-    for number, (phase, _, _) in enumerate(_PHASES, 1):
-        numbered.append(f'{number} * ({scope("gpuhost_gpu_phase", phase=phase)} == 1)')
+    for number, (phase, _, _) in enumerate(PHASE_NAMES, 1):
+        numbered.append(f"{number} * ({scope('gpuhost_gpu_phase', phase=phase)} == 1)")
     return f"max by ({by}) (({' or '.join(numbered)}){only})"
-
-

@@ -16,8 +16,8 @@ BOARD = Board(
             (
                 answer(
                     "Scraped",
-                    f'min({UP("up")} and on (instance) {H("gpuhost_exporter_build_info")})'
-                    f' or 0 * min(max_over_time({H("gpuhost_exporter_build_info")}[$__range]))',
+                    f"min({UP('up')} and on (instance) {H('gpuhost_exporter_build_info')})"
+                    f" or 0 * min(max_over_time({H('gpuhost_exporter_build_info')}[$__range]))",
                     why="Whether Prometheus reached the exporter at its last scrape. At 0 look at the unit on the host.",
                     states={"1": ("yes", GOOD), "0": ("no", ACT)},
                     empty=_NO_HOST,
@@ -25,7 +25,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Collectors not reading",
-                    f'count({H("gpuhost_collector_up")} == 0) or 0 * count({H("gpuhost_collector_up")})',
+                    f"count({H('gpuhost_collector_up')} == 0) or 0 * count({H('gpuhost_collector_up')})",
                     why="Collectors whose last poll failed or is too old. Good is 0; the table below names them. "
                     "A subject that this host does not have is not counted.",
                     steps=((None, GOOD), (1, ACT)),
@@ -34,7 +34,7 @@ BOARD = Board(
                 ),
                 answer(
                     "NVIDIA driver",
-                    f'max by (state) ({H("gpuhost_nvml_state")} == 1)',
+                    f"max by (state) ({H('gpuhost_nvml_state')} == 1)",
                     why="State of the way to NVIDIA's driver. Good is ok; no_gpus, no_library and no_driver are "
                     "normal on a host without GPUs, released is by request.",
                     legend="{{state}}",
@@ -52,7 +52,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Figures",
-                    f'max by (target) ({H("gpuhost_simulated")})',
+                    f"max by (target) ({H('gpuhost_simulated')})",
                     why="Simulated figures say so: nothing on the other pages is real then.",
                     states={"0": ("real", GOOD), "1": ("simulated", WATCH)},
                     empty=_NO_HOST,
@@ -60,7 +60,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Version",
-                    f'max by (version, python) ({H("gpuhost_exporter_build_info")})',
+                    f"max by (version, python) ({H('gpuhost_exporter_build_info')})",
                     why="Version of the exporter, and of the Python that runs it.",
                     legend="{{version}} on Python {{python}}",
                     empty=_NO_HOST,
@@ -77,38 +77,38 @@ BOARD = Board(
                         Column("Collector", label="collector", width=130),
                         Column(
                             "Reads",
-                            f'max by (collector) ({H("gpuhost_collector_up")})',
+                            f"max by (collector) ({H('gpuhost_collector_up')})",
                             states={"1": ("yes", GOOD), "0": ("no", ACT)},
                             width=70,
                         ),
                         Column(
                             "Age",
-                            f'max by (collector) ({H("gpuhost_collector_age_seconds")})',
+                            f"max by (collector) ({H('gpuhost_collector_age_seconds')})",
                             unit="s",
                             decimals=1,
                         ),
                         Column(
                             "In flight",
-                            f'max by (collector) ({H("gpuhost_collector_in_flight_seconds")})',
+                            f"max by (collector) ({H('gpuhost_collector_in_flight_seconds')})",
                             unit="s",
                             decimals=1,
                             steps=((None, PLAIN), (10, ACT)),
                         ),
                         Column(
                             "Last poll took",
-                            f'max by (collector) ({H("gpuhost_collector_duration_seconds")})',
+                            f"max by (collector) ({H('gpuhost_collector_duration_seconds')})",
                             unit="s",
                             decimals=1,
                         ),
                         Column(
                             "Ticks missed in 1 h",
-                            f'sum by (collector) (increase({H("gpuhost_collector_missed_ticks_total")}[1h]))',
+                            f"sum by (collector) (increase({H('gpuhost_collector_missed_ticks_total')}[1h]))",
                             decimals=0,
                         ),
                         Column(
                             "Errors in 1 h",
-                            f'sum by (collector) (increase({H("gpuhost_collector_errors_total")}[1h]))'
-                            f' or 0 * sum by (collector) ({H("gpuhost_collector_up")})',
+                            f"sum by (collector) (increase({H('gpuhost_collector_errors_total')}[1h]))"
+                            f" or 0 * sum by (collector) ({H('gpuhost_collector_up')})",
                             decimals=0,
                             steps=((None, PLAIN), (1, WATCH)),
                         ),
@@ -121,7 +121,7 @@ BOARD = Board(
                 ),
                 states(
                     "Collectors over time",
-                    Line(f'max by (collector) ({H("gpuhost_collector_up")})', "{{collector}}"),
+                    Line(f"max by (collector) ({H('gpuhost_collector_up')})", "{{collector}}"),
                     why="When each collector read its subject and when it did not. Good is reads throughout.",
                     shown={"1": ("reads", GOOD), "0": ("does not read", ACT)},
                     empty=_NO_HOST,
@@ -135,7 +135,7 @@ BOARD = Board(
                 states(
                     "Way to the driver",
                     Line(
-                        f'max by (state) ({H("gpuhost_nvml_state")} == 1)',
+                        f"max by (state) ({H('gpuhost_nvml_state')} == 1)",
                         "{{state}}",
                     ),
                     why="Which state it was in, and when. Good is ok throughout.",
@@ -147,7 +147,7 @@ BOARD = Board(
                     "NVML reader: restarts and stuck",
                     (
                         Line(
-                            f'sum by (reason) (increase({H("gpuhost_nvml_reader_restarts_total")}[$__rate_interval]))',
+                            f"sum by (reason) (increase({H('gpuhost_nvml_reader_restarts_total')}[$__rate_interval]))",
                             "restarted: {{reason}}",
                         ),
                         Line(H("gpuhost_nvml_reader_stuck"), "stuck"),
@@ -168,7 +168,7 @@ BOARD = Board(
                     "Errors",
                     (
                         Line(
-                            f'sum by (collector, kind) (rate({H("gpuhost_collector_errors_total")}[$__rate_interval]))'
+                            f"sum by (collector, kind) (rate({H('gpuhost_collector_errors_total')}[$__rate_interval]))"
                             " * 60 > 0",
                             "{{collector}}: {{kind}}",
                         ),
@@ -181,8 +181,8 @@ BOARD = Board(
                     "A scrape: rendering",
                     (
                         Line(
-                            f'rate({H("gpuhost_exporter_render_seconds_total")}[$__rate_interval])'
-                            f' / on (instance) sum by (instance) (rate({H("gpuhost_exporter_scrapes_total")}'
+                            f"rate({H('gpuhost_exporter_render_seconds_total')}[$__rate_interval])"
+                            f" / on (instance) sum by (instance) (rate({H('gpuhost_exporter_scrapes_total')}"
                             "[$__rate_interval]))",
                             "mean",
                         ),
@@ -196,7 +196,7 @@ BOARD = Board(
                     (
                         Line(H("gpuhost_exporter_connections_open"), "connections open"),
                         Line(
-                            f'sum(rate({H("gpuhost_exporter_requests_total", code="!200")}[$__rate_interval])) * 60',
+                            f"sum(rate({H('gpuhost_exporter_requests_total', code='!200')}[$__rate_interval])) * 60",
                             "refused or failed a minute",
                         ),
                     ),

@@ -19,7 +19,7 @@ BOARD = Board(
             (
                 answer(
                     "Spent working",
-                    f'sum({H("host:gpuhost_held_time:ratio_increase1h", account=f"~{WORK}")})',
+                    f"sum({H('host:gpuhost_held_time:ratio_increase1h', account=f'~{WORK}')})",
                     why="Of the time in which jobs held GPUs in the last hour, the share in which they computed or "
                     "communicated. Good training is above 90 % on metal.",
                     unit="percentunit",
@@ -28,7 +28,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Lost to checkpoints",
-                    f'sum({H("host:gpuhost_checkpoint_share:ratio_increase1h")})',
+                    f"sum({H('host:gpuhost_checkpoint_share:ratio_increase1h')})",
                     why="Share of the last hour that GPUs stood for checkpoints. Good is a few percent; the guide's "
                     "warning is 10 minutes of every hour: 16.7 %, drawn below.",
                     unit="percentunit",
@@ -38,7 +38,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Lost to waiting for data",
-                    f'sum({H("host:gpuhost_held_time:ratio_increase1h", account="data")})',
+                    f"sum({H('host:gpuhost_held_time:ratio_increase1h', account='data')})",
                     why="Share of the last hour that GPUs waited for input. Good is near 0.",
                     unit="percentunit",
                     decimals=1,
@@ -46,7 +46,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Cost of the last hour",
-                    f'sum({H("host:gpuhost_cost_dollars:increase1h")})',
+                    f"sum({H('host:gpuhost_cost_dollars:increase1h')})",
                     why="GPU time of the last hour at this host's price.",
                     unit="currencyUSD",
                     decimals=2,
@@ -54,7 +54,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Of it lost",
-                    f'sum({H("host:gpuhost_cost_dollars:increase1h", account=f"!~{WORK}")})',
+                    f"sum({H('host:gpuhost_cost_dollars:increase1h', account=f'!~{WORK}')})",
                     why="What went to anything but computing and communicating in the last hour.",
                     unit="currencyUSD",
                     decimals=2,
@@ -78,9 +78,9 @@ BOARD = Board(
                     (
                         *(
                             Line(
-                                f'sum by (account) ({H("gpu:gpuhost_time:ratio_rate5m", account=accounts)})'
+                                f"sum by (account) ({H('gpu:gpuhost_time:ratio_rate5m', account=accounts)})"
                                 " / ignoring (account) group_left () count(count by (gpu)"
-                                f' ({H("gpu:gpuhost_time:ratio_rate5m")})) > 0',
+                                f" ({H('gpu:gpuhost_time:ratio_rate5m')})) > 0",
                                 "{{account}}",
                             )
                             for accounts in _WORK_FIRST
@@ -102,7 +102,7 @@ BOARD = Board(
                     (
                         *(
                             Line(
-                                f'sum by (account) ({H("host:gpuhost_cost_dollars_per_hour:rate5m", account=accounts)})'
+                                f"sum by (account) ({H('host:gpuhost_cost_dollars_per_hour:rate5m', account=accounts)})"
                                 " > 0",
                                 "{{account}}",
                             )
@@ -141,8 +141,8 @@ BOARD = Board(
                         Column("Evidence", label="evidence"),
                         Column(
                             "Stands for",
-                            f'max by (gpu, kind, evidence) ({H("gpuhost_gpu_culprit_info")}'
-                            f' * on (cluster, job, instance, gpu) group_left () {H("gpuhost_gpu_hang_seconds")})',
+                            f"max by (gpu, kind, evidence) ({H('gpuhost_gpu_culprit_info')}"
+                            f" * on (cluster, job, instance, gpu) group_left () {H('gpuhost_gpu_hang_seconds')})",
                             unit="s",
                             decimals=0,
                         ),
@@ -161,12 +161,12 @@ BOARD = Board(
                     "Share lost to checkpoints",
                     (
                         Line(
-                            f'sum({H("host:gpuhost_checkpoint_share:ratio_increase1h")})',
+                            f"sum({H('host:gpuhost_checkpoint_share:ratio_increase1h')})",
                             "last hour",
                             colour="yellow",
                         ),
                         Line(
-                            f'max({H("gpuhost_target_checkpoint_share_ratio")})',
+                            f"max({H('gpuhost_target_checkpoint_share_ratio')})",
                             "10 minutes of every hour",
                             dashed=True,
                             colour=WATCH,
@@ -181,7 +181,7 @@ BOARD = Board(
                     "Speed of the last checkpoint",
                     (
                         Line(
-                            f'max by (mount, mode) ({H("gpuhost_checkpoint_last_bytes_per_second")})',
+                            f"max by (mount, mode) ({H('gpuhost_checkpoint_last_bytes_per_second')})",
                             "{{mount}} ({{mode}})",
                         ),
                         *(
@@ -198,12 +198,12 @@ BOARD = Board(
                     "GPUs stood for the last one",
                     (
                         Line(
-                            f'max by (mount, mode) ({H("gpuhost_checkpoint_last_stall_seconds")})',
+                            f"max by (mount, mode) ({H('gpuhost_checkpoint_last_stall_seconds')})",
                             "{{mount}} ({{mode}})",
                         ),
                         Line(
-                            f'max({H("gpuhost_checkpoint_last_bytes")} / on (cluster, job, instance)'
-                            f' group_left () {H("gpuhost_target_storage_bytes_per_second", band="good")})',
+                            f"max({H('gpuhost_checkpoint_last_bytes')} / on (cluster, job, instance)"
+                            f" group_left () {H('gpuhost_target_storage_bytes_per_second', band='good')})",
                             "its bytes on good storage",
                             dashed=True,
                         ),
@@ -225,35 +225,35 @@ BOARD = Board(
                         Column("Mode", label="mode", width=80),
                         Column(
                             "Size",
-                            f'max by (mount, mode) ({H("gpuhost_checkpoint_last_bytes")})',
+                            f"max by (mount, mode) ({H('gpuhost_checkpoint_last_bytes')})",
                             unit="decbytes",
                         ),
                         Column(
                             "Took",
-                            f'max by (mount, mode) ({H("gpuhost_checkpoint_last_duration_seconds")})',
+                            f"max by (mount, mode) ({H('gpuhost_checkpoint_last_duration_seconds')})",
                             unit="s",
                             decimals=1,
                         ),
                         Column(
                             "GPUs stood",
-                            f'max by (mount, mode) ({H("gpuhost_checkpoint_last_stall_seconds")})',
+                            f"max by (mount, mode) ({H('gpuhost_checkpoint_last_stall_seconds')})",
                             unit="s",
                             decimals=1,
                         ),
                         Column(
                             "Speed",
-                            f'max by (mount, mode) ({H("gpuhost_checkpoint_last_bytes_per_second")})',
+                            f"max by (mount, mode) ({H('gpuhost_checkpoint_last_bytes_per_second')})",
                             unit="Bps",
                         ),
                         Column(
                             "Every",
-                            f'max by (mount, mode) ({H("gpuhost_checkpoint_interval_seconds")})',
+                            f"max by (mount, mode) ({H('gpuhost_checkpoint_interval_seconds')})",
                             unit="s",
                             decimals=0,
                         ),
                         Column(
                             "Age",
-                            f'time() - max by (mount, mode) ({H("gpuhost_checkpoint_last_timestamp_seconds")})',
+                            f"time() - max by (mount, mode) ({H('gpuhost_checkpoint_last_timestamp_seconds')})",
                             unit="s",
                             decimals=0,
                         ),
@@ -267,7 +267,7 @@ BOARD = Board(
                     "Cost of the last hour by account",
                     (
                         Line(
-                            f'sort_desc(sum by (account) ({H("host:gpuhost_cost_dollars:increase1h")}) > 0)',
+                            f"sort_desc(sum by (account) ({H('host:gpuhost_cost_dollars:increase1h')}) > 0)",
                             "{{account}}",
                         ),
                     ),

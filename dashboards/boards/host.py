@@ -9,7 +9,9 @@ from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, bars, belo
 H = HOST
 _NO_HOST = "This host has not been scraped in this time"
 _NO_GPU = "No GPU on this host, or the driver cannot be read: see Exporter"
-_GOOD_BAND = f'on (cluster, job, instance, device, direction) {H("gpuhost_storage_target_bytes_per_second", band="good")}'
+_GOOD_BAND = (
+    f"on (cluster, job, instance, device, direction) {H('gpuhost_storage_target_bytes_per_second', band='good')}"
+)
 
 BOARD = Board(
     uid="gpuhost-host",
@@ -21,8 +23,8 @@ BOARD = Board(
             (
                 answer(
                     "Needs someone now",
-                    f'count({H("ALERTS", alertstate="firing", severity="page")})'
-                    f' or 0 * max({H("gpuhost_exporter_build_info")})',
+                    f"count({H('ALERTS', alertstate='firing', severity='page')})"
+                    f" or 0 * max({H('gpuhost_exporter_build_info')})",
                     why="Alerts that page, firing on this host. Good is 0; the table beside says which.",
                     steps=((None, PLAIN), (0, GOOD), (1, ACT)),
                     empty=_NO_HOST,
@@ -30,7 +32,7 @@ BOARD = Board(
                 ),
                 answer(
                     "GPUs that answer",
-                    f'sum({H("gpuhost_gpu_up")}) / max({H("gpuhost_gpus_expected")})',
+                    f"sum({H('gpuhost_gpu_up')}) / max({H('gpuhost_gpus_expected')})",
                     why="Of the GPUs that this host should have. Good is 100 %.",
                     unit="percentunit",
                     decimals=0,
@@ -50,7 +52,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Costs an hour",
-                    f'sum({H("gpuhost_price_dollars_per_gpu_hour")})',
+                    f"sum({H('gpuhost_price_dollars_per_gpu_hour')})",
                     why="Price of all GPUs of this host for an hour, whether they work or not.",
                     unit="currencyUSD",
                     decimals=2,
@@ -59,7 +61,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Of it lost",
-                    f'sum({H("host:gpuhost_cost_dollars_per_hour:rate5m", account="!~compute|busy|communication")})',
+                    f"sum({H('host:gpuhost_cost_dollars_per_hour:rate5m', account='!~compute|busy|communication')})",
                     why="Dollars an hour that go to anything but computing and communicating, over 5 minutes. GPU "
                     "time says to what.",
                     unit="currencyUSD",
@@ -86,30 +88,30 @@ BOARD = Board(
                     (
                         Line(H("host:gpuhost_nvlink_usable:min_ratio"), "NVLink usable"),
                         Line(
-                            f'min({H("gpuhost_gpu_power_limit_watts")} / {H("gpuhost_target_power_watts")})',
+                            f"min({H('gpuhost_gpu_power_limit_watts')} / {H('gpuhost_target_power_watts')})",
                             "Power allowed",
                         ),
                         Line(
-                            f'min({H("gpuhost_gpu_pcie_width_lanes")} / on (cluster, job, instance, gpu)'
-                            f' {H("gpuhost_gpu_pcie_width_max_lanes", part="link")})',
+                            f"min({H('gpuhost_gpu_pcie_width_lanes')} / on (cluster, job, instance, gpu)"
+                            f" {H('gpuhost_gpu_pcie_width_max_lanes', part='link')})",
                             "GPU PCIe lanes",
                         ),
                         Line(
-                            f'min({H(DELIVERED, direction="write")} / {_GOOD_BAND})',
+                            f"min({H(DELIVERED, direction='write')} / {_GOOD_BAND})",
                             "Storage, written",
                         ),
                         Line(
-                            f'min({H(DELIVERED, direction="read")} / {_GOOD_BAND})',
+                            f"min({H(DELIVERED, direction='read')} / {_GOOD_BAND})",
                             "Storage, read",
                         ),
                         Line(
-                            f'min({H("gpuhost_rdma_port_rate_bytes_per_second")} / on (cluster, job, instance)'
-                            f' group_left () {H("gpuhost_target_roce_port_bytes_per_second")})',
+                            f"min({H('gpuhost_rdma_port_rate_bytes_per_second')} / on (cluster, job, instance)"
+                            f" group_left () {H('gpuhost_target_roce_port_bytes_per_second')})",
                             "RDMA port rate",
                         ),
                         Line(
-                            f'{H("host:gpuhost_utilization_in_use:avg5m")} / on (cluster, job, instance)'
-                            f' {H("gpuhost_expected_utilization_ratio", bound="low")}',
+                            f"{H('host:gpuhost_utilization_in_use:avg5m')} / on (cluster, job, instance)"
+                            f" {H('gpuhost_expected_utilization_ratio', bound='low')}",
                             "Kept busy",
                         ),
                     ),
@@ -134,63 +136,63 @@ BOARD = Board(
                         Column("GPU", label="gpu", width=55),
                         Column(
                             "Answers",
-                            f'max by (gpu) ({H("gpuhost_gpu_up")})',
+                            f"max by (gpu) ({H('gpuhost_gpu_up')})",
                             states={"1": ("yes", GOOD), "0": ("no", ACT)},
                             width=80,
                         ),
                         Column("Doing", phase_of(H), states=PHASES, width=120),
                         Column(
                             "Busy",
-                            f'max by (gpu) ({H("gpuhost_gpu_utilization_ratio")})',
+                            f"max by (gpu) ({H('gpuhost_gpu_utilization_ratio')})",
                             unit="percentunit",
                             decimals=0,
                             bar=(0, 1),
                         ),
                         Column(
                             "Tensor active",
-                            f'max by (gpu) ({H("gpuhost_gpu_tensor_active_ratio")})',
+                            f"max by (gpu) ({H('gpuhost_gpu_tensor_active_ratio')})",
                             unit="percentunit",
                             decimals=0,
                             bar=(0, 1),
                         ),
                         Column(
                             "Memory bandwidth",
-                            f'max by (gpu) ({H("gpuhost_gpu_memory_bandwidth_ratio")})',
+                            f"max by (gpu) ({H('gpuhost_gpu_memory_bandwidth_ratio')})",
                             unit="percentunit",
                             decimals=0,
                             bar=(0, 1),
                         ),
                         Column(
                             "Memory used",
-                            f'max by (gpu) ({H("gpuhost_gpu_memory_used_bytes")}'
-                            f' / {H("gpuhost_gpu_memory_total_bytes")})',
+                            f"max by (gpu) ({H('gpuhost_gpu_memory_used_bytes')}"
+                            f" / {H('gpuhost_gpu_memory_total_bytes')})",
                             unit="percentunit",
                             decimals=0,
                         ),
                         Column(
                             "NVLink usable",
-                            f'max by (gpu) ({H("gpu:gpuhost_nvlink_usable:ratio")})',
+                            f"max by (gpu) ({H('gpu:gpuhost_nvlink_usable:ratio')})",
                             unit="percentunit",
                             decimals=1,
                             steps=below(0.999),
                         ),
-                        Column("Power", f'max by (gpu) ({H("gpuhost_gpu_power_watts")})', unit="watt", decimals=0),
+                        Column("Power", f"max by (gpu) ({H('gpuhost_gpu_power_watts')})", unit="watt", decimals=0),
                         Column(
                             "Until it slows",
-                            f'max by (gpu) ({H("gpuhost_gpu_temperature_margin_celsius")})',
+                            f"max by (gpu) ({H('gpuhost_gpu_temperature_margin_celsius')})",
                             unit="celsius",
                             decimals=0,
                             steps=((None, PLAIN), (-100, ACT), (1, WATCH), (5, PLAIN)),
                         ),
                         Column(
                             "Uncorrected ECC",
-                            f'sum by (gpu) ({H("gpuhost_gpu_ecc_errors_total", type="uncorrected")})',
+                            f"sum by (gpu) ({H('gpuhost_gpu_ecc_errors_total', type='uncorrected')})",
                             decimals=0,
                             steps=((None, PLAIN), (1, ACT)),
                         ),
                         Column(
                             "Critical XIDs in 24 h",
-                            f'sum by (gpu) (increase({H("gpuhost_xid_events_total", severity="critical")}[24h]))',
+                            f"sum by (gpu) (increase({H('gpuhost_xid_events_total', severity='critical')}[24h]))",
                             decimals=0,
                             steps=((None, PLAIN), (1, ACT)),
                         ),
@@ -218,9 +220,9 @@ BOARD = Board(
                 timeline(
                     "Busy",
                     (
-                        Line(f'max by (gpu) ({H("gpuhost_gpu_utilization_ratio")})', "GPU {{gpu}}"),
+                        Line(f"max by (gpu) ({H('gpuhost_gpu_utilization_ratio')})", "GPU {{gpu}}"),
                         Line(
-                            f'max by (bound) ({H("gpuhost_expected_utilization_ratio", bound="low")})',
+                            f"max by (bound) ({H('gpuhost_expected_utilization_ratio', bound='low')})",
                             "expected",
                             dashed=True,
                         ),
@@ -239,7 +241,7 @@ BOARD = Board(
             (
                 timeline(
                     "Tensor cores",
-                    (Line(f'max by (gpu) ({H("gpuhost_gpu_tensor_active_ratio")})', "GPU {{gpu}}"),),
+                    (Line(f"max by (gpu) ({H('gpuhost_gpu_tensor_active_ratio')})", "GPU {{gpu}}"),),
                     why="Share of the tensor cores' issue capacity in use. Good training of large models shows 35 to "
                     "55 %; near 0 at full utilization is a hung collective.",
                     unit="percentunit",
@@ -249,11 +251,11 @@ BOARD = Board(
                     "Memory bandwidth",
                     (
                         Line(
-                            f'max by (gpu) ({H("gpuhost_gpu_memory_bandwidth_bytes_per_second")})',
+                            f"max by (gpu) ({H('gpuhost_gpu_memory_bandwidth_bytes_per_second')})",
                             "GPU {{gpu}}",
                         ),
                         Line(
-                            f'max({H("gpuhost_target_memory_bandwidth_bytes_per_second")})',
+                            f"max({H('gpuhost_target_memory_bandwidth_bytes_per_second')})",
                             "product",
                             dashed=True,
                         ),
@@ -265,8 +267,8 @@ BOARD = Board(
                 timeline(
                     "Power",
                     (
-                        Line(f'max by (gpu) ({H("gpuhost_gpu_power_watts")})', "GPU {{gpu}}"),
-                        Line(f'max({H("gpuhost_target_power_watts")})', "product", dashed=True),
+                        Line(f"max by (gpu) ({H('gpuhost_gpu_power_watts')})", "GPU {{gpu}}"),
+                        Line(f"max({H('gpuhost_target_power_watts')})", "product", dashed=True),
                     ),
                     why="Watts drawn. Good training lies near the dashed line; an H100 near 150 W at full "
                     "utilization waits instead of computing.",
@@ -280,7 +282,7 @@ BOARD = Board(
             (
                 timeline(
                     "Degrees until it slows down",
-                    (Line(f'max by (gpu) ({H("gpuhost_gpu_temperature_margin_celsius")})', "GPU {{gpu}}"),),
+                    (Line(f"max by (gpu) ({H('gpuhost_gpu_temperature_margin_celsius')})", "GPU {{gpu}}"),),
                     why="What is left of temperature before the GPU lowers its clocks. Good is well above 0.",
                     unit="celsius",
                     empty=_NO_GPU,
@@ -289,7 +291,7 @@ BOARD = Board(
                     "Clocks held down",
                     (
                         Line(
-                            f'sum by (reason) (rate({H("gpuhost_gpu_throttled_seconds_total")}[$__rate_interval])) > 0',
+                            f"sum by (reason) (rate({H('gpuhost_gpu_throttled_seconds_total')}[$__rate_interval])) > 0",
                             "{{reason}}",
                         ),
                     ),
@@ -301,7 +303,7 @@ BOARD = Board(
                     "Tasks waiting",
                     (
                         Line(
-                            f'rate({H("gpuhost_pressure_stalled_seconds_total", kind="some")}[$__rate_interval])',
+                            f"rate({H('gpuhost_pressure_stalled_seconds_total', kind='some')}[$__rate_interval])",
                             "for {{resource}}",
                         ),
                     ),

@@ -26,7 +26,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Links active",
-                    f'sum({H("gpuhost_nvlink_links_active")}) / sum({H("gpuhost_nvlink_links_expected")})',
+                    f"sum({H('gpuhost_nvlink_links_active')}) / sum({H('gpuhost_nvlink_links_expected')})",
                     why="Links that are trained, of those that should be. Good is 100 %: trained links without a "
                     "registered fabric are of no use, so look at Usable too.",
                     unit="percentunit",
@@ -37,7 +37,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Pairs on PCIe",
-                    f'sum({H("gpuhost_nvlink_fallback_peers")}) / 2',
+                    f"sum({H('gpuhost_nvlink_fallback_peers')}) / 2",
                     why="Pairs of GPUs that should reach each other over NVLink and go over PCIe. Good is 0.",
                     steps=((None, GOOD), (1, ACT)),
                     empty=_NONE,
@@ -45,7 +45,7 @@ BOARD = Board(
                 ),
                 answer(
                     "PCIe is slower by",
-                    f'max({H("gpuhost_nvlink_fallback_slowdown")})',
+                    f"max({H('gpuhost_nvlink_fallback_slowdown')})",
                     why="How many times less bandwidth a pair has that falls back to PCIe, by this host's links. "
                     "The guide says that collectives become 10 to 14 times slower.",
                     unit="suffix:×",
@@ -55,8 +55,8 @@ BOARD = Board(
                 ),
                 answer(
                     "Achieved, all GPUs",
-                    f'sum({H("gpu:gpuhost_nvlink_bytes:rate5m")}) / sum('
-                    f'{H("gpuhost_target_nvlink_bandwidth_bytes_per_second")})',
+                    f"sum({H('gpu:gpuhost_nvlink_bytes:rate5m')}) / sum("
+                    f"{H('gpuhost_target_nvlink_bandwidth_bytes_per_second')})",
                     why="Traffic over the last 5 minutes as a share of what the links are built for. What is good "
                     "depends on the job: an all-reduce test reaches 80 %, training mostly 10 to 30 %.",
                     unit="percentunit",
@@ -66,7 +66,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Link errors in 1 h",
-                    f'sum({H("gpu:gpuhost_nvlink_errors:increase1h")})',
+                    f"sum({H('gpu:gpuhost_nvlink_errors:increase1h')})",
                     why="Replays, recoveries, CRC and ECC errors on all links. Good is 0; recoveries cost bandwidth.",
                     decimals=0,
                     steps=((None, GOOD), (1, WATCH)),
@@ -80,7 +80,7 @@ BOARD = Board(
             (
                 matrix(
                     "Links of each GPU",
-                    f'max by (gpu, link) ({H("gpuhost_nvlink_up")})',
+                    f"max by (gpu, link) ({H('gpuhost_nvlink_up')})",
                     row="gpu",
                     column="link",
                     corner="GPU",
@@ -101,34 +101,34 @@ BOARD = Board(
                         Column("GPU", label="gpu", width=60),
                         Column(
                             "Usable",
-                            f'max by (gpu) ({H("gpuhost_nvlink_usable_bytes_per_second")})',
+                            f"max by (gpu) ({H('gpuhost_nvlink_usable_bytes_per_second')})",
                             unit="Bps",
                         ),
                         Column(
                             "Target",
-                            f'max by (gpu) ({H("gpuhost_target_nvlink_bandwidth_bytes_per_second")})',
+                            f"max by (gpu) ({H('gpuhost_target_nvlink_bandwidth_bytes_per_second')})",
                             unit="Bps",
                         ),
                         Column(
                             "Usable of target",
-                            f'max by (gpu) ({H("gpu:gpuhost_nvlink_usable:ratio")})',
+                            f"max by (gpu) ({H('gpu:gpuhost_nvlink_usable:ratio')})",
                             unit="percentunit",
                             decimals=1,
                             steps=below(0.999),
                         ),
                         Column(
                             "Achieved, 5 min",
-                            f'max by (gpu) ({H("gpu:gpuhost_nvlink_bytes:rate5m")})',
+                            f"max by (gpu) ({H('gpu:gpuhost_nvlink_bytes:rate5m')})",
                             unit="Bps",
                         ),
                         Column(
                             "Peers on PCIe",
-                            f'max by (gpu) ({H("gpuhost_nvlink_fallback_peers")})',
+                            f"max by (gpu) ({H('gpuhost_nvlink_fallback_peers')})",
                             steps=((None, GOOD), (1, ACT)),
                         ),
                         Column(
                             "Errors in 1 h",
-                            f'sum by (gpu) ({H("gpu:gpuhost_nvlink_errors:increase1h")})',
+                            f"sum by (gpu) ({H('gpu:gpuhost_nvlink_errors:increase1h')})",
                             decimals=0,
                             steps=((None, PLAIN), (1, WATCH)),
                         ),
@@ -142,8 +142,8 @@ BOARD = Board(
                 states(
                     "Registered with the fabric",
                     Line(
-                        f'max by (gpu) ({H("gpuhost_gpu_fabric_state", state="completed")})'
-                        f' * 2 + max by (gpu) ({H("gpuhost_gpu_fabric_state", state="in_progress")})',
+                        f"max by (gpu) ({H('gpuhost_gpu_fabric_state', state='completed')})"
+                        f" * 2 + max by (gpu) ({H('gpuhost_gpu_fabric_state', state='in_progress')})",
                         "GPU {{gpu}}",
                     ),
                     why="On hosts with NVSwitches. Good is completed: before that CUDA does not start. Else look at "
@@ -161,17 +161,17 @@ BOARD = Board(
                     "Achieved and usable",
                     (
                         Line(
-                            f'sum by (gpu) (rate({H("gpuhost_gpu_nvlink_bytes_total")}[$__rate_interval]))',
+                            f"sum by (gpu) (rate({H('gpuhost_gpu_nvlink_bytes_total')}[$__rate_interval]))",
                             "GPU {{gpu}}",
                         ),
                         Line(
-                            f'min({H("gpuhost_nvlink_usable_bytes_per_second")})',
+                            f"min({H('gpuhost_nvlink_usable_bytes_per_second')})",
                             "usable, worst GPU",
                             dashed=True,
                             colour=WATCH,
                         ),
                         Line(
-                            f'max({H("gpuhost_target_nvlink_bandwidth_bytes_per_second")})',
+                            f"max({H('gpuhost_target_nvlink_bandwidth_bytes_per_second')})",
                             "target",
                             dashed=True,
                         ),
@@ -186,11 +186,11 @@ BOARD = Board(
                     "Usable",
                     (
                         Line(
-                            f'max by (gpu) ({H("gpuhost_nvlink_usable_bytes_per_second")})',
+                            f"max by (gpu) ({H('gpuhost_nvlink_usable_bytes_per_second')})",
                             "GPU {{gpu}}",
                         ),
                         Line(
-                            f'max({H("gpuhost_target_nvlink_bandwidth_bytes_per_second")})',
+                            f"max({H('gpuhost_target_nvlink_bandwidth_bytes_per_second')})",
                             "target",
                             dashed=True,
                         ),
@@ -210,7 +210,7 @@ BOARD = Board(
                     "Errors by type",
                     (
                         Line(
-                            f'sum by (gpu, type) (increase({H("gpuhost_gpu_nvlink_errors_total")}[$__rate_interval]))'
+                            f"sum by (gpu, type) (increase({H('gpuhost_gpu_nvlink_errors_total')}[$__rate_interval]))"
                             " > 0",
                             "GPU {{gpu}}: {{type}}",
                         ),
@@ -222,7 +222,7 @@ BOARD = Board(
                     "Links not active",
                     (
                         Line(
-                            f'{H("gpuhost_nvlink_links_expected")} - {H("gpuhost_nvlink_links_active")}',
+                            f"{H('gpuhost_nvlink_links_expected')} - {H('gpuhost_nvlink_links_active')}",
                             "GPU {{gpu}}",
                         ),
                     ),
@@ -234,7 +234,7 @@ BOARD = Board(
                     "NVSwitch errors (SXid)",
                     (
                         Line(
-                            f'sum by (sxid, fatal) (increase({H("gpuhost_sxid_errors_total")}[$__rate_interval])) > 0',
+                            f"sum by (sxid, fatal) (increase({H('gpuhost_sxid_errors_total')}[$__rate_interval])) > 0",
                             "SXid {{sxid}}, fatal: {{fatal}}",
                         ),
                     ),

@@ -14,7 +14,7 @@ _OF_TARGET = ((None, PLAIN), (0, ACT), (0.5, WATCH), (1, GOOD))
 def _targets(direction: str) -> tuple[Line, ...]:
     return tuple(
         Line(
-            f'max by (device) ({H("gpuhost_storage_target_bytes_per_second", direction=direction, band=band)})',
+            f"max by (device) ({H('gpuhost_storage_target_bytes_per_second', direction=direction, band=band)})",
             f"{band}, {{{{device}}}}",
             dashed=True,
             colour=colour,
@@ -33,7 +33,7 @@ BOARD = Board(
             (
                 answer(
                     "Arrays served",
-                    f'count({H("gpuhost_array_up")} == 1) / count({H("gpuhost_array_up")})',
+                    f"count({H('gpuhost_array_up')} == 1) / count({H('gpuhost_array_up')})",
                     why="md arrays that the kernel serves with the members that hold their data. Good is 100 %. A "
                     "RAID0 without a drive is down at once, though md still calls it clean.",
                     unit="percentunit",
@@ -43,9 +43,9 @@ BOARD = Board(
                 ),
                 answer(
                     "Written under demand",
-                    f'min({H(DELIVERED, direction="write")}'
-                    f' / on (cluster, job, instance, device, direction) '
-                    f'{H("gpuhost_storage_target_bytes_per_second", band="good")})',
+                    f"min({H(DELIVERED, direction='write')}"
+                    f" / on (cluster, job, instance, device, direction) "
+                    f"{H('gpuhost_storage_target_bytes_per_second', band='good')})",
                     why="Bytes a second written over the last hour while more was asked for, as a share of the "
                     "target. Good is 100 % and more.",
                     unit="percentunit",
@@ -56,9 +56,9 @@ BOARD = Board(
                 ),
                 answer(
                     "Read under demand",
-                    f'min({H(DELIVERED, direction="read")}'
-                    f' / on (cluster, job, instance, device, direction) '
-                    f'{H("gpuhost_storage_target_bytes_per_second", band="good")})',
+                    f"min({H(DELIVERED, direction='read')}"
+                    f" / on (cluster, job, instance, device, direction) "
+                    f"{H('gpuhost_storage_target_bytes_per_second', band='good')})",
                     why="Bytes a second read over the last hour while more was asked for, as a share of the "
                     "target. Good is 100 % and more.",
                     unit="percentunit",
@@ -69,7 +69,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Slowest member",
-                    f'max({H("gpuhost_storage_member_latency_ratio")})',
+                    f"max({H('gpuhost_storage_member_latency_ratio')})",
                     why="Latency of the array member that is slowest, as a multiple of its siblings' median. Good is "
                     "about 1; above 2 it holds the array back.",
                     unit="suffix:×",
@@ -79,7 +79,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Drives up",
-                    f'sum({H("gpuhost_nvme_up")}) / count({H("gpuhost_nvme_up")})',
+                    f"sum({H('gpuhost_nvme_up')}) / count({H('gpuhost_nvme_up')})",
                     why="NVMe controllers that take I/O. Good is 100 %.",
                     unit="percentunit",
                     decimals=0,
@@ -88,7 +88,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Room left, fullest",
-                    f'min({H("gpuhost_filesystem_free_bytes")} / {H("gpuhost_filesystem_size_bytes")})',
+                    f"min({H('gpuhost_filesystem_free_bytes')} / {H('gpuhost_filesystem_size_bytes')})",
                     why="Share of the fullest local file system that is free. Good is more than the next checkpoint "
                     "needs: see the table of file systems.",
                     unit="percentunit",
@@ -105,7 +105,7 @@ BOARD = Board(
                     "Arrays: written",
                     (
                         Line(
-                            f'rate({H("gpuhost_block_written_bytes_total", device="~md.*")}[$__rate_interval])',
+                            f"rate({H('gpuhost_block_written_bytes_total', device='~md.*')}[$__rate_interval])",
                             "{{device}}",
                         ),
                         *_targets("write"),
@@ -120,7 +120,7 @@ BOARD = Board(
                     "Arrays: read",
                     (
                         Line(
-                            f'rate({H("gpuhost_block_read_bytes_total", device="~md.*")}[$__rate_interval])',
+                            f"rate({H('gpuhost_block_read_bytes_total', device='~md.*')}[$__rate_interval])",
                             "{{device}}",
                         ),
                         *_targets("read"),
@@ -140,8 +140,8 @@ BOARD = Board(
                     "Delivered while asked for more",
                     (
                         Line(
-                            f'rate({H("gpuhost_storage_saturated_bytes_total")}[5m])'
-                            f' / (rate({H("gpuhost_storage_saturated_seconds_total")}[5m]) > 0.01)',
+                            f"rate({H('gpuhost_storage_saturated_bytes_total')}[5m])"
+                            f" / (rate({H('gpuhost_storage_saturated_seconds_total')}[5m]) > 0.01)",
                             "{{device}} {{direction}}",
                         ),
                         *(
@@ -158,7 +158,7 @@ BOARD = Board(
                     "Held back by",
                     (
                         Line(
-                            f'sum by (device, by) (rate({H("gpuhost_storage_limited_seconds_total")}'
+                            f"sum by (device, by) (rate({H('gpuhost_storage_limited_seconds_total')}"
                             "[$__rate_interval])) > 0",
                             "{{device}}: {{by}}",
                         ),
@@ -173,7 +173,7 @@ BOARD = Board(
                     "Members: latency against siblings",
                     (
                         Line(
-                            f'max by (device, member) ({H("gpuhost_storage_member_latency_ratio")})',
+                            f"max by (device, member) ({H('gpuhost_storage_member_latency_ratio')})",
                             "{{device}} {{member}}",
                         ),
                     ),
@@ -195,52 +195,52 @@ BOARD = Board(
                         Column("Drive", label="device", width=90),
                         Column(
                             "Up",
-                            f'max by (device) ({H("gpuhost_nvme_up")})',
+                            f"max by (device) ({H('gpuhost_nvme_up')})",
                             states={"1": ("yes", GOOD), "0": ("no", ACT)},
                             width=60,
                         ),
                         Column(
                             "PCIe of best",
-                            f'max by (device) ({H("gpuhost_nvme_pcie_generation")} * {H("gpuhost_nvme_pcie_width")}'
-                            f' / ({H("gpuhost_nvme_pcie_generation_max")} * {H("gpuhost_nvme_pcie_width_max")}))',
+                            f"max by (device) ({H('gpuhost_nvme_pcie_generation')} * {H('gpuhost_nvme_pcie_width')}"
+                            f" / ({H('gpuhost_nvme_pcie_generation_max')} * {H('gpuhost_nvme_pcie_width_max')}))",
                             unit="percentunit",
                             decimals=0,
                             steps=below(1),
                         ),
                         Column(
                             "Temperature",
-                            f'max by (device) ({H("gpuhost_nvme_temperature_celsius", sensor="composite")})',
+                            f"max by (device) ({H('gpuhost_nvme_temperature_celsius', sensor='composite')})",
                             unit="celsius",
                             decimals=0,
                             steps=((None, PLAIN), (70, WATCH)),
                         ),
                         Column(
                             "Worn",
-                            f'max by (device) ({H("gpuhost_nvme_wear_ratio")})',
+                            f"max by (device) ({H('gpuhost_nvme_wear_ratio')})",
                             unit="percentunit",
                             decimals=0,
                             steps=((None, PLAIN), (0.9, WATCH), (1, ACT)),
                         ),
                         Column(
                             "Spare left",
-                            f'max by (device) ({H("gpuhost_nvme_spare_ratio")})',
+                            f"max by (device) ({H('gpuhost_nvme_spare_ratio')})",
                             unit="percentunit",
                             decimals=0,
                         ),
                         Column(
                             "Media errors",
-                            f'max by (device) ({H("gpuhost_nvme_media_errors_total")})',
+                            f"max by (device) ({H('gpuhost_nvme_media_errors_total')})",
                             decimals=0,
                             steps=((None, PLAIN), (1, WATCH)),
                         ),
                         Column(
                             "Warnings",
-                            f'sum by (device) ({H("gpuhost_nvme_critical_warning")})',
+                            f"sum by (device) ({H('gpuhost_nvme_critical_warning')})",
                             steps=((None, GOOD), (1, ACT)),
                         ),
                         Column(
                             "Slowed by heat in 1 h",
-                            f'sum by (device) (increase({H("gpuhost_nvme_thermal_seconds_total")}[1h]))',
+                            f"sum by (device) (increase({H('gpuhost_nvme_thermal_seconds_total')}[1h]))",
                             unit="s",
                             decimals=0,
                             steps=((None, PLAIN), (1, WATCH)),
@@ -259,24 +259,24 @@ BOARD = Board(
                         Column("Array", label="device", width=80),
                         Column(
                             "Served",
-                            f'max by (device) ({H("gpuhost_array_up")})',
+                            f"max by (device) ({H('gpuhost_array_up')})",
                             states={"1": ("yes", GOOD), "0": ("no", ACT)},
                             width=70,
                         ),
                         Column(
                             "Members",
-                            f'sum by (device) ({H("gpuhost_array_members_expected")})',
+                            f"sum by (device) ({H('gpuhost_array_members_expected')})",
                             decimals=0,
                         ),
                         Column(
                             "Not in order",
-                            f'count by (device) ({H("gpuhost_array_member_up")} == 0)'
-                            f' or 0 * max by (device) ({H("gpuhost_array_up")})',
+                            f"count by (device) ({H('gpuhost_array_member_up')} == 0)"
+                            f" or 0 * max by (device) ({H('gpuhost_array_up')})",
                             steps=((None, GOOD), (1, ACT)),
                         ),
                         Column(
                             "Rebuilt",
-                            f'max by (device) ({H("gpuhost_array_sync_progress_ratio")})',
+                            f"max by (device) ({H('gpuhost_array_sync_progress_ratio')})",
                             unit="percentunit",
                             decimals=0,
                         ),
@@ -321,10 +321,10 @@ BOARD = Board(
                     "Drives: latency of a request",
                     (
                         Line(
-                            f'(rate({H("gpuhost_block_read_seconds_total", device="~nvme.*")}[$__rate_interval])'
-                            f' + rate({H("gpuhost_block_write_seconds_total", device="~nvme.*")}[$__rate_interval]))'
-                            f' / (rate({H("gpuhost_block_reads_completed_total", device="~nvme.*")}[$__rate_interval])'
-                            f' + rate({H("gpuhost_block_writes_completed_total", device="~nvme.*")}'
+                            f"(rate({H('gpuhost_block_read_seconds_total', device='~nvme.*')}[$__rate_interval])"
+                            f" + rate({H('gpuhost_block_write_seconds_total', device='~nvme.*')}[$__rate_interval]))"
+                            f" / (rate({H('gpuhost_block_reads_completed_total', device='~nvme.*')}[$__rate_interval])"
+                            f" + rate({H('gpuhost_block_writes_completed_total', device='~nvme.*')}"
                             "[$__rate_interval]))",
                             "{{device}}",
                         ),
@@ -341,13 +341,13 @@ BOARD = Board(
                         Column("Mounted at", label="mountpoint"),
                         Column(
                             "Free",
-                            f'max by (mountpoint) ({H("gpuhost_filesystem_free_bytes")})',
+                            f"max by (mountpoint) ({H('gpuhost_filesystem_free_bytes')})",
                             unit="decbytes",
                         ),
                         Column(
                             "Free of all",
-                            f'max by (mountpoint) ({H("gpuhost_filesystem_free_bytes")}'
-                            f' / {H("gpuhost_filesystem_size_bytes")})',
+                            f"max by (mountpoint) ({H('gpuhost_filesystem_free_bytes')}"
+                            f" / {H('gpuhost_filesystem_size_bytes')})",
                             unit="percentunit",
                             decimals=0,
                             steps=((None, PLAIN), (0, WATCH), (0.1, GOOD)),

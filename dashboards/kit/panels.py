@@ -26,9 +26,13 @@ GOOD, FINE, WATCH, ACT, PLAIN = "green", "blue", "orange", "red", "text"
 Step = tuple[float | None, str]  # from this value on, this colour; None: from the beginning
 
 _WITHOUT_DATA = "No data"
-# A GPU, drive or port has the colour of its number on every page; none is red, which is for what someone must act on.
-_NUMBERED = r"^(?:GPU |nvme|mlx5_|md){}(?:\D|$)"
-_COLOURS = ("blue", "orange", "purple", "green", "yellow", "super-light-blue", "dark-orange", "dark-purple")
+# GPUs, drives, ports and hosts have the colour of their number on every page; none is red, which is for what someone
+# must act on.
+_NUMBERED = r"/^(?:GPU |nvme|mlx5_|md){0}(?:\D|$)|[-a-z.]\d*{0}(?::\d+)?(?: |$)/"
+_COLOURS = (
+    "blue", "orange", "purple", "green", "yellow", "super-light-blue", "dark-orange", "dark-purple", "dark-green",
+    "light-blue",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Column:
     bar: tuple[float, float] | None = None  # drawn between these
     link: str = ""
     width: int | None = None
+    hidden: bool = False  # only its labels are of interest
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +167,7 @@ def timeline(
             properties.append(_fixed(line.colour))
         if properties:
             panel = panel.override_by_query(letter, properties)
-    if any(line.legend.startswith(("GPU {{gpu}}", "{{device}}")) for line in lines):
+    if any(line.legend.startswith(("GPU {{gpu}}", "{{device}}", "{{instance}}")) for line in lines):
         for index, colour in enumerate(_COLOURS):
             panel = panel.override_by_regexp(_NUMBERED.format(index), [_fixed(colour)])
     for name, colour in (colours or {}).items():
@@ -196,6 +201,7 @@ def bars(
         .display_mode(options.BarGaugeDisplayMode.BASIC)
         .value_mode(options.BarGaugeValueMode.TEXT)
         .show_unfilled(True)
+        .text(common.VizTextDisplayOptions().title_size(14).value_size(18))
         .name_placement(options.BarGaugeNamePlacement.LEFT)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields(""))
     )
@@ -251,7 +257,9 @@ def listing(
     renamed, order, hidden = {}, {}, {"Time": True}
     for letter, column in zip(string.ascii_uppercase, measured, strict=False):
         panel = panel.with_target(_instant(column.expression, "", letter, as_table=True))
-        renamed["Value" if len(measured) == 1 else f"Value #{letter}"] = column.title
+        value = "Value" if len(measured) == 1 else f"Value #{letter}"
+        renamed[value] = column.title
+        hidden |= {value: True} if column.hidden else {}
     renamed |= {column.label: column.title for column in columns if column.label}
     sources = {title: source for source, title in renamed.items()}
     for index, column in enumerate(columns):
@@ -324,7 +332,7 @@ def matrix(
         .min_width(40)
         .override_by_name(corner, [models.DynamicConfigValue("custom.width", 70)])
         .override_by_regexp(
-            f"^(?!{corner}$).*",
+            f"/^(?!{corner}$)/",
             [
                 models.DynamicConfigValue("mappings", [_mapping(shown)]),
                 models.DynamicConfigValue("custom.cellOptions", {"type": "color-background", "mode": "basic"}),
@@ -397,7 +405,10 @@ def _cell(column: Column) -> list[models.DynamicConfigValue]:
         properties.append(value("decimals", column.decimals))
     if column.steps:
         steps = [{"value": at, "color": colour} for at, colour in column.steps]
-        properties += [value("thresholds", {"mode": "absolute", "steps": steps}), value("color", {"mode": "thresholds"})]
+        properties += [
+            value("thresholds", {"mode": "absolute", "steps": steps}),
+            value("color", {"mode": "thresholds"}),
+        ]
     if column.states:
         properties.append(value("mappings", [_mapping(column.states)]))
     if column.bar:
