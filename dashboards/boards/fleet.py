@@ -1,9 +1,10 @@
 """Fleet: is anything wrong, what does it cost, and who wastes most. Reads what is recorded per host."""
 
-from boards.accounts import ACCOUNTS, WORK
-from boards.alerts import firing
 from kit.board import FLEET, TO_HOST, Board, Section
 from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, bars, below, listing, timeline
+
+from boards.accounts import ACCOUNTS, WORK
+from boards.alerts import firing
 
 F = FLEET
 _NO_HOST = "No gpuhost-exporter has been scraped in this time"

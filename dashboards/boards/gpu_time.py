@@ -1,8 +1,9 @@
 """GPU time: where every GPU-second of a host went, what it cost, and what checkpoints take of it."""
 
-from boards.accounts import ACCOUNTS, PHASES, WORK, phase_of
 from kit.board import HOST, Board, Section
 from kit.panels import ACT, GOOD, WATCH, Column, Line, answer, bars, listing, states, timeline
+
+from boards.accounts import ACCOUNTS, PHASES, WORK, phase_of
 
 H = HOST
 _LEDGER = "Needs the ledger: --collector.ledger"

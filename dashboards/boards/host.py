@@ -1,10 +1,11 @@
 """Host: one screen of every target against actual, then the GPUs in detail."""
 
+from kit.board import HOST, Board, Section
+from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, bars, below, listing, states, timeline
+
 from boards.accounts import PHASES, phase_of
 from boards.alerts import firing
 from boards.storage import DELIVERED
-from kit.board import HOST, Board, Section
-from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, bars, below, listing, states, timeline
 
 H = HOST
 _NO_HOST = "This host has not been scraped in this time"

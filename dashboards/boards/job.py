@@ -1,8 +1,9 @@
 """Job: one job across its hosts. Who holds it up, what it costs, what is lost if it dies now."""
 
-from boards.accounts import ACCOUNTS, PHASE_NAMES, PHASES, WORK, phase_of
 from kit.board import FLEET, TO_HOST, Board, Section, Variable
 from kit.panels import GOOD, WATCH, Column, Line, answer, listing, matrix, timeline
+
+from boards.accounts import ACCOUNTS, PHASE_NAMES, PHASES, WORK, phase_of
 
 F = FLEET
 _GPU = "on (cluster, job, instance, gpu)"

@@ -12,6 +12,7 @@ with warnings.catch_warnings():
     from grafana_foundation_sdk.builders import dashboard, prometheus
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
+
 from kit.names import Names, Scope, read
 from kit.panels import SOURCE, Placed
 

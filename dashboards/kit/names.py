@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
 from gpuhost_exporter import catalogue
 from gpuhost_exporter.specs import HISTOGRAM_LABEL, Spec
 
