@@ -23,14 +23,14 @@ ACCOUNTS = {
 WORK = "compute|busy|communication"
 
 PHASE_NAMES = (
-    ("computing", "computing", "green"),
-    ("communicating", "communicating", "blue"),
-    ("waiting", "waiting", "dark-purple"),
-    ("checkpointing", "checkpointing", "yellow"),
+    ("computing", "compute", "green"),
+    ("communicating", "exchange", "blue"),
+    ("waiting", "wait", "dark-purple"),
+    ("checkpointing", "save", "yellow"),
     ("idle", "idle", "purple"),
-    ("unallocated", "not in use", "#8e8e8e"),
+    ("unallocated", "free", "#8e8e8e"),
     ("lost", "lost", ACT),
-    ("unknown", "not known", "#5a5a5a"),
+    ("unknown", "unknown", "#5a5a5a"),
 )
 PHASES = {str(number): (text, colour) for number, (_, text, colour) in enumerate(PHASE_NAMES, 1)}
 

@@ -18,7 +18,7 @@ BOARD = Board(
                     "Scraped",
                     f"min({UP('up')} and on (instance) {H('gpuhost_exporter_build_info')})"
                     f" or 0 * min(max_over_time({H('gpuhost_exporter_build_info')}[$__range]))",
-                    why="Whether Prometheus reached the exporter at its last scrape. At 0 look at the unit on the host.",
+                    why="Whether Prometheus reached the exporter at its last scrape. If not, look at the unit there.",
                     states={"1": ("yes", GOOD), "0": ("no", ACT)},
                     empty=_NO_HOST,
                     width=3,
@@ -33,7 +33,7 @@ BOARD = Board(
                     width=4,
                 ),
                 answer(
-                    "NVIDIA driver",
+                    "Driver",
                     f"max by (state) ({H('gpuhost_nvml_state')} == 1)",
                     why="State of the way to NVIDIA's driver. Good is ok; no_gpus, no_library and no_driver are "
                     "normal on a host without GPUs, released is by request.",
@@ -165,7 +165,7 @@ BOARD = Board(
         Section(
             (
                 timeline(
-                    "Errors",
+                    "Failed reads",
                     (
                         Line(
                             f"sum by (collector, kind) (rate({H('gpuhost_collector_errors_total')}[$__rate_interval]))"
@@ -173,7 +173,7 @@ BOARD = Board(
                             "{{collector}}: {{kind}}",
                         ),
                     ),
-                    why="Failed reads a minute, by kind. Good is none.",
+                    why="Reads that failed, a minute, by kind. Good is none.",
                     unit="cpm",
                     empty="No errors in this time: good",
                 ),
@@ -182,7 +182,7 @@ BOARD = Board(
                     (
                         Line(
                             f"rate({H('gpuhost_exporter_render_seconds_total')}[$__rate_interval])"
-                            f" / on (instance) sum by (instance) (rate({H('gpuhost_exporter_scrapes_total')}"
+                            f" / on (cluster, job, instance) sum by (cluster, job, instance) (rate({H('gpuhost_exporter_scrapes_total')}"
                             "[$__rate_interval]))",
                             "mean",
                         ),
@@ -206,7 +206,7 @@ BOARD = Board(
                 ),
             ),
             height=7,
-            title="What the exporter does and costs",
+            title="What it does and costs",
         ),
     ),
 )

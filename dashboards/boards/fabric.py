@@ -8,6 +8,7 @@ _NO_PORT = "No RDMA port on this host, or its collector is off"
 _NO_ETHERNET = "No Ethernet RDMA port on this host, or its collector is off"
 _NO_PROBE = "No hosts to probe are configured: [latency] in the configuration"
 _PORT = "{{device}}"
+_FAULTS = "!~request_flushed|response_flushed|.*completion"  # a normal end of a connection counts there
 _PFC_SHARE = 0.05  # a rule of thumb of RoCE networks, as in gpuhost_rdma_pause_seconds_total's description
 
 
@@ -148,9 +149,7 @@ BOARD = Board(
                         ),
                         Column(
                             "Errors in 1 h",
-                            f"sum by (device) (increase("
-                            f"{H('gpuhost_rdma_port_errors_total', type='!~request_flushed|response_flushed|.*completion')}"
-                            "[1h]))",
+                            f"sum by (device) (increase({H('gpuhost_rdma_port_errors_total', type=_FAULTS)}[1h]))",
                             decimals=0,
                             steps=((None, PLAIN), (1, WATCH)),
                         ),
@@ -216,7 +215,8 @@ BOARD = Board(
                             "{{device}}",
                         ),
                         Line(
-                            f"sum by (device) (rate({H('gpuhost_rdma_pause_asked_seconds_total')}[$__rate_interval])) > 0",
+                            f"sum by (device) (rate({H('gpuhost_rdma_pause_asked_seconds_total')}[$__rate_interval]))"
+                            " > 0",
                             "{{device}} asks",
                         ),
                         Line(f"vector({_PFC_SHARE})", "5 %", dashed=True, colour=WATCH),

@@ -116,7 +116,8 @@ BOARD = Board(
                         Column("Most of it to", label="account", width=120),
                         Column(
                             "That alone",
-                            f"topk by (instance) (1, sum by (instance, account) ({F(_HOST_COST, account=f'!~{WORK}')}))",
+                            f"topk by (instance) (1, sum by (instance, account)"
+                            f" ({F(_HOST_COST, account=f'!~{WORK}')}))",
                             unit="currencyUSD",
                             decimals=2,
                         ),

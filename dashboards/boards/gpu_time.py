@@ -13,7 +13,7 @@ _NONE_YET = "No checkpoint seen yet"
 BOARD = Board(
     uid="gpuhost-time",
     title="gpuhost / GPU time",
-    description="The ledger: every GPU-second in one account, in time and money; checkpoints with size, speed and what they cost.",
+    description="The ledger: every GPU-second in one account, in time and money; what checkpoints take of it.",
     checkpoints=True,
     sections=(
         Section(
@@ -143,7 +143,7 @@ BOARD = Board(
                         Column(
                             "Stands for",
                             f"max by (gpu, kind, evidence) ({H('gpuhost_gpu_culprit_info')}"
-                            f" * on (cluster, job, instance, gpu) group_left () {H('gpuhost_gpu_hang_seconds')})",
+                            f" * on (cluster, job, instance, gpu, uuid) group_left () {H('gpuhost_gpu_hang_seconds')})",
                             unit="s",
                             decimals=0,
                         ),

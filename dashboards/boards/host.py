@@ -93,7 +93,7 @@ BOARD = Board(
                             "Power allowed",
                         ),
                         Line(
-                            f"min({H('gpuhost_gpu_pcie_width_lanes')} / on (cluster, job, instance, gpu)"
+                            f"min({H('gpuhost_gpu_pcie_width_lanes')} / on (cluster, job, instance, gpu, uuid)"
                             f" {H('gpuhost_gpu_pcie_width_max_lanes', part='link')})",
                             "GPU PCIe lanes",
                         ),

@@ -6,7 +6,7 @@ from kit.panels import GOOD, WATCH, Column, Line, answer, listing, matrix, timel
 from boards.accounts import ACCOUNTS, PHASE_NAMES, PHASES, WORK, phase_of
 
 F = FLEET
-_GPU = "on (cluster, job, instance, gpu)"
+_GPU = "on (cluster, job, instance, gpu, uuid)"
 _INFO = F("gpuhost_gpu_job_info", exported_job="$work")
 _ONLY = f" and {_GPU} {_INFO}"
 _NONE = "The job holds no GPU in this time, or the hosts run without the ledger"
@@ -42,7 +42,7 @@ BOARD = Board(
                 answer(
                     "Hosts",
                     f"count(count by (instance) ({_INFO}))",
-                    why="Hosts that the job runs on.",
+                    why="Hosts that the job runs on. Good is as many as it was given.",
                     empty=_NONE,
                     width=3,
                 ),
@@ -99,7 +99,8 @@ BOARD = Board(
                     "while the others wait holds the job up.",
                     empty=_NONE,
                     width=12,
-                    column_width=66,
+                    column_width=68,
+                    corner_width=120,
                 ),
                 timeline(
                     "GPUs by what they do",
@@ -159,8 +160,9 @@ BOARD = Board(
                             decimals=0,
                         ),
                     ),
-                    why="SM activity while the GPU computes, and against the job's mean. In a synchronous job the GPU that is busiest waits least: its siblings wait for it. Good is "
-                    "little between first and last. Stages of unequal size in a pipeline show the same.",
+                    why="SM activity while the GPU computes, and against the job's mean. In a synchronous job the GPU "
+                    "that is busiest waits least: its siblings wait for it. Good is little between first and last. "
+                    "Stages of unequal size in a pipeline show the same.",
                     sort="SM activity",
                     empty="Needs GPM: Hopper and later, and profiling not kept to administrators",
                     width=14,

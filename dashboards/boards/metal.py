@@ -10,7 +10,7 @@ _RULE = {"1": ("yes", GOOD), "0": ("no", PLAIN)}
 BOARD = Board(
     uid="gpuhost-metal",
     title="gpuhost / Bare metal or VM",
-    description="What kind of machine this host is, what that costs, and the guide's rules of thumb for dedicated hardware.",
+    description="What kind of machine this host is, what that costs, and when dedicated hardware is worth it.",
     period="now-6h",
     sections=(
         Section(
@@ -122,7 +122,7 @@ BOARD = Board(
                 answer(
                     "Above 60 % on average",
                     H("host:gpuhost_worth_dedicated:bool", rule="utilization"),
-                    why="The guide's rule: an average utilization above 60 %, here over 30 days or as long as is known, "
+                    why="The guide's rule: an average utilization above 60 %, here over 30 days or as known, "
                     "is worth dedicated hardware.",
                     states=_RULE,
                     empty="Not recorded yet",
@@ -131,7 +131,7 @@ BOARD = Board(
                 answer(
                     "Average of 30 days",
                     H("host:gpuhost_utilization:avg30d"),
-                    why="The figure behind that rule.",
+                    why="The figure behind that rule. Above 60 % dedicated hardware is worth its price.",
                     unit="percentunit",
                     decimals=0,
                     empty="Not recorded yet",
@@ -211,7 +211,7 @@ BOARD = Board(
                         Column(
                             "Known",
                             f"max by (gpu, device, path, numa_node) ({H('gpuhost_gpu_rdma_affinity_info')}"
-                            f" * on (cluster, job, instance, gpu) group_left (numa_node) {H('gpuhost_gpu_pcie_info')})",
+                            f" * on (cluster, job, instance, gpu, uuid) group_left (numa_node) {H('gpuhost_gpu_pcie_info')})",
                             hidden=True,
                         ),
                     ),

@@ -48,7 +48,7 @@ BOARD = Board(
                     f"max({H('gpuhost_nvlink_fallback_slowdown')})",
                     why="How many times less bandwidth a pair has that falls back to PCIe, by this host's links. "
                     "The guide says that collectives become 10 to 14 times slower.",
-                    unit="suffix:×",
+                    unit="suffix: x",
                     decimals=1,
                     empty=_NONE,
                     width=4,

@@ -26,7 +26,7 @@ def _targets(direction: str) -> tuple[Line, ...]:
 BOARD = Board(
     uid="gpuhost-storage",
     title="gpuhost / Storage",
-    description="What local storage delivers while it is asked for more, against its target; the limiting member; health.",
+    description="What local storage delivers while asked for more, against its target; the limiting member; health.",
     checkpoints=True,
     sections=(
         Section(
@@ -72,7 +72,7 @@ BOARD = Board(
                     f"max({H('gpuhost_storage_member_latency_ratio')})",
                     why="Latency of the array member that is slowest, as a multiple of its siblings' median. Good is "
                     "about 1; above 2 it holds the array back.",
-                    unit="suffix:×",
+                    unit="suffix: x",
                     decimals=1,
                     steps=((None, GOOD), (2, WATCH)),
                     empty="No I/O on an array in the last minute",
@@ -178,7 +178,7 @@ BOARD = Board(
                         ),
                     ),
                     why="Each member's latency as a multiple of the median of its siblings. Good is about 1.",
-                    unit="suffix:×",
+                    unit="suffix: x",
                     decimals=2,
                     most=4,
                     steps=((None, GOOD), (2, WATCH)),

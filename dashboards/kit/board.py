@@ -67,7 +67,7 @@ class Board:
             .with_variable(_datasource())
             .with_variable(_cluster())
             .link(_links())
-            .annotations([annotation for annotation in self._annotations()])
+            .annotations(self._annotations())
         )
         if self.of_one_host:
             built = built.with_variable(_query_variable(_INSTANCE))

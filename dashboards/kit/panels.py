@@ -307,6 +307,7 @@ def matrix(
     empty: str = _WITHOUT_DATA,
     width: int = 24,
     column_width: int = 62,
+    corner_width: int = 70,
 ) -> Placed:
     """A table with a coloured cell for each pair of two labels' values; the columns' are numbers."""
     panel = (
@@ -338,11 +339,12 @@ def matrix(
         )
         .cell_height(options.TableCellHeight.SM)
         .min_width(40)
-        .override_by_name(corner, [models.DynamicConfigValue("custom.width", 70)])
+        .override_by_name(corner, [models.DynamicConfigValue("custom.width", corner_width)])
         .override_by_regexp(
             f"/^(?!{corner}$)/",
             [
                 models.DynamicConfigValue("mappings", [_mapping(shown)]),
+                models.DynamicConfigValue("noValue", ""),
                 models.DynamicConfigValue("custom.cellOptions", {"type": "color-background", "mode": "basic"}),
                 models.DynamicConfigValue("custom.width", column_width),
                 models.DynamicConfigValue("custom.align", "center"),
@@ -406,7 +408,7 @@ def _fixed(colour: str) -> models.DynamicConfigValue:
 
 def _cell(column: Column) -> list[models.DynamicConfigValue]:
     value = models.DynamicConfigValue
-    properties = [value("noValue", "–" if column.expression else "")]
+    properties = [value("noValue", "-" if column.expression else "")]
     if column.expression:
         properties.append(value("unit", column.unit))
     if column.decimals is not None:
