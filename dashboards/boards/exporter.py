@@ -182,8 +182,8 @@ BOARD = Board(
                     (
                         Line(
                             f"rate({H('gpuhost_exporter_render_seconds_total')}[$__rate_interval])"
-                            f" / on (cluster, job, instance) sum by (cluster, job, instance) (rate({H('gpuhost_exporter_scrapes_total')}"
-                            "[$__rate_interval]))",
+                            " / on (cluster, job, instance) sum by (cluster, job, instance)"
+                            f" (rate({H('gpuhost_exporter_scrapes_total')}[$__rate_interval]))",
                             "mean",
                         ),
                     ),

@@ -211,7 +211,8 @@ BOARD = Board(
                         Column(
                             "Known",
                             f"max by (gpu, device, path, numa_node) ({H('gpuhost_gpu_rdma_affinity_info')}"
-                            f" * on (cluster, job, instance, gpu, uuid) group_left (numa_node) {H('gpuhost_gpu_pcie_info')})",
+                            " * on (cluster, job, instance, gpu, uuid) group_left (numa_node)"
+                            f" {H('gpuhost_gpu_pcie_info')})",
                             hidden=True,
                         ),
                     ),
