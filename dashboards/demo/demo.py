@@ -39,7 +39,7 @@ LEAD = 240
 # The walk's own time of day at its start; each host's hour is moved to where it belongs.
 WALL = 1.0e9
 _SCENARIOS = Path(control.__file__).parent / "scenarios"
-_VIRTUAL = 7  # this one is a virtual machine
+HOST = "h100x8"
 
 Scrapes = list[tuple[float, str]]
 
@@ -50,7 +50,7 @@ def lap() -> list[tuple[str, float]]:
     return [(stop["scenario"], stop["seconds"]) for stop in tour["stop"] if stop["scenario"] not in LEFT_OUT]
 
 
-def part(host: str, begin: int, end: int, names: frozenset[str]) -> Scrapes:
+def part(begin: int, end: int, names: frozenset[str]) -> Scrapes:
     """The walk from `begin` to `end` seconds, around and around the tour."""
     logging.disable(logging.WARNING)  # what goes wrong in a scenario is meant to
     start = max(0, begin - LEAD)
@@ -61,7 +61,7 @@ def part(host: str, begin: int, end: int, names: frozenset[str]) -> Scrapes:
             if first < last:
                 stops.append((scenario, last - first))
             at += seconds
-    found = record(stops, host=host, wall=WALL + start, every=EVERY, step=STEP, names=names)
+    found = record(stops, host=HOST, wall=WALL + start, every=EVERY, step=STEP, names=names)
     return [(start + second, text) for second, text in found if start + second >= begin]
 
 
@@ -72,13 +72,13 @@ def read_names() -> frozenset[str]:
     return frozenset(found | {name.removesuffix(f"_{end}") for name in found for end in ("bucket", "sum", "count")})
 
 
-def walks(host: str, length: int) -> Scrapes:
+def walks(length: int) -> Scrapes:
     """The whole walk, by as many workers as there are processors."""
     workers = os.cpu_count() or 1
     bounds = [round(length * number / workers / EVERY) * EVERY for number in range(workers + 1)]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-        parts = [pool.submit(part, host, *ends, read_names()) for ends in itertools.pairwise(bounds)]
+        parts = [pool.submit(part, *ends, read_names()) for ends in itertools.pairwise(bounds)]
         try:
             return [scrape for each in parts for scrape in each.result()]
         except KeyboardInterrupt:
@@ -87,14 +87,14 @@ def walks(host: str, length: int) -> Scrapes:
             raise
 
 
-def kept(host: str, length: int) -> Scrapes:
+def kept(length: int) -> Scrapes:
     """The walk as an earlier demo left it, or made anew when the exporter or the scenarios have changed."""
     sources = sorted(Path(control.__file__).parents[1].rglob("*.py")) + sorted(_SCENARIOS.glob("*.toml"))
     stamp = hashlib.sha256(b"".join(file.read_bytes() for file in [*sources, HERE / "history.py"]))
-    stamp.update(repr((host, length, EVERY, STEP, sorted(read_names()))).encode())
+    stamp.update(repr((length, EVERY, STEP, sorted(read_names()))).encode())
     file = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gpuhost-demo" / f"{stamp.hexdigest()}.json"
     if not file.exists():
-        made = walks(host, length)
+        made = walks(length)
         file.parent.mkdir(parents=True, exist_ok=True)
         for old in sorted(file.parent.glob("*.json"), key=os.path.getmtime)[:-1]:
             old.unlink()
@@ -137,13 +137,12 @@ def start_hosts(processes: stack.Processes, begins: list[float]) -> dict[str, in
         name, port = f"gpu-host-{number}", stack.free_port()
         folder = processes.folder / name
         folder.mkdir()
-        kind = "vm" if number - 1 == _VIRTUAL else "h100x8"
         file = folder / "control.json"
-        control.create(str(file), kind, "tour", Shifted(begin))
+        control.create(str(file), HOST, "tour", Shifted(begin))
         processes.start(
             name,
             [
-                sys.executable, "-m", "gpuhost_exporter", "serve", f"--simulate={kind}:tour",
+                sys.executable, "-m", "gpuhost_exporter", "serve", f"--simulate={HOST}:tour",
                 f"--simulate.control={file}", "--collector.ledger", f"--web.listen-address=127.0.0.1:{port}",
             ],
             {"XDG_RUNTIME_DIR": str(folder), "XDG_STATE_HOME": str(folder), "TMPDIR": str(folder)},
@@ -155,18 +154,15 @@ def start_hosts(processes: stack.Processes, begins: list[float]) -> dict[str, in
 
 
 def put_history(prometheus: stack.Prometheus, begins: list[float]) -> None:
-    wall = time.time() - HOUR
+    wall = float(int(time.time()) // EVERY * EVERY - HOUR)
     length = int(max(begins)) + HOUR
-    metal, virtual = kept("h100x8", length), kept("vm", length)
-    hosts = {
-        f"gpu-host-{number}": shifted(virtual if number - 1 == _VIRTUAL else metal, begin, wall)
-        for number, begin in enumerate(begins, 1)
-    }
+    walk = kept(length)
+    hosts = {f"gpu-host-{number}": shifted(walk, begin, wall) for number, begin in enumerate(begins, 1)}
     file = prometheus.processes.folder / "history.om"
     stack.write_openmetrics(file, hosts)
     prometheus.backfill(file)
     file.unlink()
-    prometheus.backfill_rules(wall, wall + HOUR)
+    prometheus.backfill_rules(wall, wall + HOUR, EVERY)
 
 
 def main(arguments: list[str]) -> int:

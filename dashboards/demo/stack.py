@@ -111,7 +111,8 @@ class Prometheus:
     def data(self) -> Path:
         return self.processes.folder / "prometheus"
 
-    def start(self) -> None:
+    def start(self, lookback: int = 60) -> None:
+        """`lookback`: how many seconds old a sample may be to count as the present one."""
         binary = program("prometheus", install="apt-get install prometheus")
         configuration: dict[str, Any] = {
             "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"},
@@ -140,6 +141,8 @@ class Prometheus:
                 f"--storage.tsdb.path={self.data}",
                 f"--web.listen-address=127.0.0.1:{self.port}",
                 "--storage.tsdb.retention.time=40d",
+                # Samples that were put in carry no mark where their series ends.
+                f"--query.lookback-delta={lookback}s",
             ],
         )
         answers(f"{self.url}/-/ready", self.processes, "prometheus")
@@ -151,16 +154,17 @@ class Prometheus:
         """Put samples in before it starts."""
         _promtool("tsdb", "create-blocks-from", "openmetrics", str(openmetrics), str(self.data))
 
-    def backfill_rules(self, start: float, end: float) -> None:
-        """Evaluate the recording rules over what was put in. Those that read others' results come after them."""
+    def backfill_rules(self, start: float, end: float, step: int) -> None:
+        """Evaluate the recording rules over what was put in, `step` seconds apart. Those that read others' results
+        come after them."""
         for depth, groups in enumerate(_by_depth()):
             file = self.processes.folder / f"rules-{depth}.yml"
             file.write_text(yaml.safe_dump({"groups": groups}), encoding="utf-8")
-            self.start()
+            self.start(lookback=step - 1)
             try:
                 _promtool(
                     "tsdb", "create-blocks-from", "rules", f"--url={self.url}", f"--start={start:.0f}",
-                    f"--end={end:.0f}", "--eval-interval=30s", f"--output-dir={self.data}", str(file),
+                    f"--end={end:.0f}", f"--eval-interval={step}s", f"--output-dir={self.data}", str(file),
                 )  # fmt: skip
             finally:
                 self.stop()
