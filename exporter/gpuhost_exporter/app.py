@@ -48,6 +48,7 @@ from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.targets import Targets
 
 if TYPE_CHECKING:
+    from gpuhost_exporter.compat import Dcgm
     from gpuhost_exporter.sources.latency.client import LatencyClient
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class App:
         except BaseException:
             self.close()
             raise
-        self.exposition = Exposition(self.runner, self.clock, self.own_samples)
+        self.exposition = Exposition(self.runner, self.clock, self.own_samples, self._compat())
         self.server_samples: Callable[[], Iterable[Sample]] = lambda: ()
         self._udev = UdevWatcher(self._hardware_changed, self._simulated_events if self._simulation else listen)
         self._privileged = PrivilegedReader(launcher, tuple(self._jobs({each.name for each, _ in collectors})))
@@ -202,6 +203,13 @@ class App:
         from gpuhost_exporter.sim.mounts import Statvfs
 
         return Capacities(Statvfs(self._simulation.folder))
+
+    def _compat(self) -> Dcgm | None:
+        if self.settings.compat is None:
+            return None
+        from gpuhost_exporter.compat import Dcgm
+
+        return Dcgm(self.settings.compat, platform.node())
 
     def _network(self) -> Network:
         if self._simulation is None or not self._simulation.folder:

@@ -104,6 +104,7 @@ class Settings:
     price: Price = field(default_factory=Price)
     job: JobNames = field(default_factory=JobNames)
     latency: LatencySettings | None = None
+    compat: str | None = None  # further names to serve metrics under
     simulate: str | None = None
     simulate_control: str | None = None
 

@@ -110,6 +110,9 @@ class _Reading:
         name = node.func.name
         if name in _PLAIN or name == "scalar":
             return Vector(frozenset(), frozenset()) if name == "vector" else None
+        if name == "histogram_quantile":
+            found = self._vector(node.args[1])
+            return found.only(found.labels - {"le"})
         found = self._vector(node.args[0])
         if name != "label_replace":
             return found

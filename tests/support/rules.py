@@ -26,6 +26,7 @@ OTHERS = {
 # What tells two series apart where that is less than all labels: the rest describes, and changes with it.
 _KEYS = {
     "gpuhost_gpu_job_info": ("gpu", "uuid"),
+    "gpuhost_gpu_pcie_info": ("gpu", "uuid"),
     "gpuhost_xid_info": ("xid",),
     "gpuhost_exporter_build_info": (),
     "gpuhost_virtualized": (),

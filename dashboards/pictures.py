@@ -1,0 +1,62 @@
+"""Pictures of every dashboard: `python dashboards/pictures.py --renderer FOLDER --prometheus URL`, while the demo runs.
+
+The renderer is a folder with render.mjs, which draws a dashboard's JSON with Grafana's own components. `--check` looks
+only: it draws in dark and light, 1600 and 1280 pixels wide, into `--to`, and fails on an error of a query.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# The host whose walk shows most on the page, at the end of the demo's hour.
+_HOSTS = {"gpu-time": 2, "host": 4, "nvlink": 6, "storage": 5, "fabric": 6, "metal": 1, "exporter": 1}
+_COLOURS = 128
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Draw every dashboard as a picture.")
+    parser.add_argument("--renderer", required=True, type=Path, help="folder with render.mjs, built")
+    parser.add_argument("--prometheus", required=True, help="as the demo says")
+    parser.add_argument("--to", type=Path, default=HERE / "pictures")
+    parser.add_argument("--only", action="append", help="a dashboard's file name without .json")
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    options.to.mkdir(exist_ok=True)
+    looks = (
+        [(theme, width) for theme in ("dark", "light") for width in (1600, 1280)]
+        if options.check
+        else [("light", 1600)]
+    )
+    failed = 0
+    for file in sorted(HERE.glob("*.json")):
+        if options.only and file.stem not in options.only:
+            continue
+        for theme, width in looks:
+            out = options.to / (f"{file.stem}-{theme}-{width}.png" if options.check else f"{file.stem}.png")
+            command = [
+                "node", "render.mjs", "--dashboard", str(file), "--prometheus", options.prometheus,
+                "--out", str(out), "--theme", theme, "--width", str(width),
+            ]  # fmt: skip
+            if number := _HOSTS.get(file.stem):
+                command += ["--var", f"instance=gpu-host-{number}"]
+            drawn = subprocess.run(command, cwd=options.renderer, check=False)  # noqa: S603
+            failed += drawn.returncode != 0
+            if not options.check:
+                smaller(out)
+    return int(failed > 0)
+
+
+def smaller(file: Path) -> None:
+    """A dashboard has few colours: a palette makes its picture a third as large."""
+    from PIL import Image
+
+    with Image.open(file) as picture:
+        picture.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
