@@ -99,6 +99,7 @@ class Machine:
             self.slowness = max(1.0, (time.monotonic() - began) / _USUAL_BOOT_SECONDS)
         except BaseException:
             self._process.kill()
+            self._process.wait()
             raise
 
     def __enter__(self):
@@ -282,7 +283,8 @@ class Machine:
 
     def _alive(self) -> None:
         if self._process.poll() is not None:
-            raise GuestError(f"QEMU ended:\n{(self.folder / 'qemu').read_text()}")
+            said = "\n".join((self.folder / name).read_text(errors="replace")[-2000:] for name in ("qemu", "console"))
+            raise GuestError(f"QEMU ended with {self._process.returncode}:\n{said}")
 
     def _wait_for_agent(self) -> None:
         deadline = time.monotonic() + _BOOT_SECONDS
@@ -337,6 +339,7 @@ class _Channel:
 
     def __init__(self, path: Path, alive: Callable[[], None]) -> None:
         self._buffer = b""
+        self._alive = alive
         self._socket = socket.socket(socket.AF_UNIX)
         deadline = time.monotonic() + 10
         while True:
@@ -357,8 +360,13 @@ class _Channel:
         """Raises TimeoutError."""
         self._socket.settimeout(seconds)
         while b"\n" not in self._buffer:
-            received = self._socket.recv(1 << 16)
+            try:
+                received = self._socket.recv(1 << 16)
+            except ConnectionResetError:
+                received = b""
             if not received:
+                time.sleep(0.5)  # for QEMU to end and say why
+                self._alive()
                 raise GuestError("the machine hung up")
             self._buffer += received
         line, self._buffer = self._buffer.split(b"\n", 1)
