@@ -83,15 +83,11 @@ def test_a_drive_that_is_plugged_in_shows_within_five_seconds_as_the_tools_show_
 
 
 def test_a_drive_that_is_pulled_is_gone_within_five_seconds_and_comes_back_under_its_series(machine, drives):
-    before = value(machine.series(), "gpuhost_inventory_present", kind="drives")
     drive = drives("pulled")
-    machine.wait_until(
-        lambda series: (
-            value(series, "gpuhost_nvme_health_readable", device=drive.controller) == 1
-            and value(series, "gpuhost_inventory_present", kind="drives") == before + 1
-        ),
-        20,
-    )
+    machine.wait_until(lambda series: value(series, "gpuhost_nvme_health_readable", device=drive.controller) == 1, 10)
+    machine.run(
+        "until grep -rq pulled /var/lib/gpuhost-exporter; do sleep 0.2; done", 30
+    )  # what was never seen is not missed
     began = time.monotonic()
     machine.unplug("pulled")
     machine.wait_until(
