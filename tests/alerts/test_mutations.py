@@ -12,7 +12,7 @@ import yaml
 from support.promtool import ABSENT, CASES, PROMTOOLS, promtool, seconds
 from support.rules import ALERTS, alerts, load
 
-pytestmark = pytest.mark.skipif(not PROMTOOLS, reason=ABSENT)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PROMTOOLS, reason=ABSENT)]
 _GATE = "host:gpuhost_quiet:bool"
 
 
