@@ -46,7 +46,6 @@ EMPTY = {
     ("host", "What is wrong"),
     ("metal", "Average of 30 days"),
     ("metal", "Above 60 % on average"),
-    ("storage", "Arrays"),
 }
 # (board, panel) or with the query's letter: what the largest value must lie between.
 SIZES = {
