@@ -259,7 +259,7 @@ def listing(
     width: int = 24,
     most: int | None = None,
 ) -> Placed:
-    """A table with a row for each set of labels that the columns' queries share."""
+    """A table with a row for each set of labels that the columns' queries share; by `sort` the first `most` of them."""
     panel = table.Panel()
     measured = [column for column in columns if column.expression]
     renamed, order, hidden = {}, {}, {"Time": True}
@@ -287,6 +287,8 @@ def listing(
         )
     )
     if most is not None:
+        order_by = [{"field": sort, "desc": descending}]
+        panel = panel.with_transformation(_transformed("sortBy", {"fields": {}, "sort": order_by}))
         panel = panel.with_transformation(_transformed("limit", {"limitField": most}))
     for column in columns:
         panel = panel.override_by_name(column.title, _cell(column))
