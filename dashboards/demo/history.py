@@ -72,7 +72,7 @@ class _Thread:
         threading.Thread(target=self._serve, args=(Pipe(sockets[0]), sockets[1]), daemon=True).start()
         return 1
 
-    def _serve(self, pipe: Pipe, _events: socket.socket) -> None:
+    def _serve(self, pipe: Pipe, events: socket.socket) -> None:
         reader = Reader(self._binding, self._clock, lambda _device, _function: None)
         try:
             send_answer(pipe, reader.open())
@@ -81,15 +81,13 @@ class _Thread:
                 send_answer(pipe, reader.read(request["subject"], frozenset(request["skip"])))
         except SourceError:
             pipe.close()
+            events.close()
 
     def kill(self, _pid: int) -> None:
         """It ends with its socket."""
 
     def exit_status(self, _pid: int, _wait: float = 0.0) -> int:
         return 0
-
-    def close(self) -> None:
-        self.marks.close()
 
 
 class Walk:
@@ -157,8 +155,8 @@ class Walk:
         yield SIMULATED(self.host.simulated)
 
     def close(self) -> None:
+        self.host.nvml.release(0.0)
         self.host.state.close()
-        self._launcher.close()
 
 
 def record(

@@ -118,7 +118,7 @@ def _names(stack):
 
 
 def ask(url, path, **parameters):
-    body = urllib.parse.urlencode(parameters).encode()
+    body = urllib.parse.urlencode(parameters).encode() or None
     try:
         with urllib.request.urlopen(f"{url}{path}", body, timeout=60) as answer:
             found = json.load(answer)
