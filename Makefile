@@ -5,7 +5,7 @@ VENV := .venv
 ADDRESS ?= 127.0.0.1:19400
 SIMULATE ?=
 
-.PHONY: run demo test test-full test-hardware bench metrics dashboards clean
+.PHONY: run demo test test-full test-hardware bench metrics alerts dashboards clean
 
 run: $(VENV)/.run
 	@test -n "$(SIMULATE)" || test -e /dev/nvidiactl || \
@@ -18,8 +18,8 @@ demo: $(VENV)/.run
 	@exec $(VENV)/bin/python dashboards/demo/demo.py
 
 test: $(VENV)/.dev
-	$(VENV)/bin/ruff format --check exporter tests dashboards
-	$(VENV)/bin/ruff check exporter tests dashboards
+	$(VENV)/bin/ruff format --check exporter tests alerts dashboards
+	$(VENV)/bin/ruff check exporter tests alerts dashboards
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 4 -m "not slow and not gpu and not alone"
 	$(VENV)/bin/pytest -m "alone and not slow and not gpu"
@@ -45,6 +45,10 @@ metrics: $(VENV)/.run
 # After a change to a panel, a metric or a recording rule.
 dashboards: $(VENV)/.dev
 	$(VENV)/bin/python dashboards/build.py
+
+# The rules as prometheus-operator takes them.
+alerts:
+	$(PYTHON) alerts/prometheusrule.py > alerts/prometheusrule.yaml
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

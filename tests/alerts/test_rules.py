@@ -78,11 +78,7 @@ def test_every_recorded_name_is_made_in_one_file_and_only_the_fleets_spans_hosts
 def test_no_alert_holds_a_figure_of_the_guide_or_of_a_product():
     figures = {entry["value"] for entry in read_data("guide.toml").values()} - {10}  # 10 is many things
     for product in Targets.load({}).products.values():
-        figures |= {
-            product.nvlink_bandwidth_bytes_per_second,
-            product.memory_bandwidth_bytes_per_second,
-            product.tdp_watts,
-        }
+        figures |= {product.nvlink_bandwidth_bytes_per_second, product.memory_bandwidth_bytes_per_second}
     held = {rule.name: sorted(figures & set(numbers(rule))) for rule in rules() if figures & set(numbers(rule))}
     assert held == {}
 
@@ -172,4 +168,6 @@ def test_labels_are_told_as_prometheus_makes_them(expr, labels):
 
 
 def specs_labels(expr):
-    return {"uuid", "project", "pod", "container", "user", "run", "rank"} if "gpuhost_gpu_job_info" in expr else {"uuid"}
+    return (
+        {"uuid", "project", "pod", "container", "user", "run", "rank"} if "gpuhost_gpu_job_info" in expr else {"uuid"}
+    )

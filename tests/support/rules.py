@@ -10,9 +10,9 @@ from glob import glob
 from typing import Any
 
 import yaml
-from support.promql import SCRAPED, Vector, Wrong, labels_of
 
 from gpuhost_exporter.catalogue import specs
+from support.promql import SCRAPED, Vector, Wrong, labels_of
 
 ALERTS = os.path.normpath(os.path.join(os.path.dirname(__file__), "..", "..", "alerts"))
 RULE_FILES = tuple(sorted(glob(f"{ALERTS}/rules/*.yml")))
