@@ -49,7 +49,7 @@ def main() -> int:
             out = options.to / (f"{file.stem}-{theme}-{width}.png" if options.check else f"{file.stem}.png")
             command = [
                 "node", "render.mjs", "--dashboard", str(file), "--prometheus", options.prometheus,
-                "--out", str(out), "--theme", theme, "--width", str(width),
+                "--out", str(out), "--theme", theme, "--width", str(width), "--from", "now-1h",
             ]  # fmt: skip
             if expression := _HOSTS.get(file.stem):
                 command += ["--var", f"instance={host(options.prometheus, expression)}"]

@@ -51,18 +51,12 @@ def lap() -> list[tuple[str, float]]:
 
 
 def part(begin: int, end: int, names: frozenset[str]) -> Scrapes:
-    """The walk from `begin` to `end` seconds, around and around the tour."""
+    """The walk, around and around the tour, from `begin` to `end` seconds."""
     logging.disable(logging.WARNING)  # what goes wrong in a scenario is meant to
+    stops = [stop for stop, _ in zip(itertools.cycle(lap()), range(100), strict=False)]
     start = max(0, begin - LEAD)
-    stops, at = [], 0.0
-    while at < end:
-        for scenario, seconds in lap():
-            first, last = max(at, start), min(at + seconds, end)
-            if first < last:
-                stops.append((scenario, last - first))
-            at += seconds
-    found = record(stops, host=HOST, wall=WALL + start, every=EVERY, step=STEP, names=names)
-    return [(start + second, text) for second, text in found if start + second >= begin]
+    found = record(stops, host=HOST, wall=WALL, every=EVERY, step=STEP, start=start, end=end, names=names)
+    return [(second, text) for second, text in found if second >= begin]
 
 
 def read_names() -> frozenset[str]:

@@ -161,6 +161,9 @@ def timeline(
         panel = panel.min(least)
     if most is not None:
         panel = panel.max(most)
+    if any(line.legend in ("GPU {{gpu}}", "{{device}}", "{{instance}}") for line in lines):
+        for index, colour in enumerate(_COLOURS):
+            panel = panel.override_by_regexp(_NUMBERED.format(index), [_fixed(colour)])
     for letter, line in zip(string.ascii_uppercase, lines, strict=False):
         properties = []
         if line.dashed:
@@ -175,9 +178,6 @@ def timeline(
             properties.append(_fixed(line.colour))
         if properties:
             panel = panel.override_by_query(letter, properties)
-    if any(line.legend.startswith(("GPU {{gpu}}", "{{device}}", "{{instance}}")) for line in lines):
-        for index, colour in enumerate(_COLOURS):
-            panel = panel.override_by_regexp(_NUMBERED.format(index), [_fixed(colour)])
     for name, colour in (colours or {}).items():
         panel = panel.override_by_name(name, [_fixed(colour)])
     return Placed(panel, width)
