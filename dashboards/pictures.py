@@ -7,13 +7,23 @@ only: it draws in dark and light, 1600 and 1280 pixels wide, into `--to`, and fa
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).parent
-# The host whose walk shows most on the page, at the end of the demo's hour.
-_HOSTS = {"gpu-time": 2, "host": 4, "nvlink": 6, "storage": 5, "fabric": 6, "metal": 1, "exporter": 1}
+# The host that has most to show on the page now.
+_HOSTS = {
+    "gpu-time": "topk(1, host:gpuhost_at_risk_dollars:sum)",
+    "host": 'topk(1, count by (instance) (ALERTS{alertstate="firing",severity="page"} and on (instance)'
+    " host:gpuhost_at_risk_dollars:sum))",
+    "nvlink": "bottomk(1, host:gpuhost_nvlink_usable:min_ratio > 0)",
+    "storage": "topk(1, max by (instance) (gpuhost_storage_member_latency_ratio))",
+    "fabric": "topk(1, sum by (instance) (increase(gpuhost_rdma_pause_seconds_total[10m])))",
+}
 _COLOURS = 128
 
 
@@ -39,15 +49,23 @@ def main() -> int:
             out = options.to / (f"{file.stem}-{theme}-{width}.png" if options.check else f"{file.stem}.png")
             command = [
                 "node", "render.mjs", "--dashboard", str(file), "--prometheus", options.prometheus,
-                "--out", str(out), "--theme", theme, "--width", str(width),
+                "--out", str(out), "--theme", theme, "--width", str(width), "--from", "now-1h",
             ]  # fmt: skip
-            if number := _HOSTS.get(file.stem):
-                command += ["--var", f"instance=gpu-host-{number}"]
+            if expression := _HOSTS.get(file.stem):
+                command += ["--var", f"instance={host(options.prometheus, expression)}"]
             drawn = subprocess.run(command, cwd=options.renderer, check=False)  # noqa: S603
             failed += drawn.returncode != 0
             if not options.check:
                 smaller(out)
     return int(failed > 0)
+
+
+def host(prometheus: str, expression: str) -> str:
+    query = urllib.parse.urlencode({"query": expression})
+    with urllib.request.urlopen(f"{prometheus}/api/v1/query?{query}", timeout=10) as answer:  # noqa: S310
+        (series,) = json.load(answer)["data"]["result"]
+    instance: str = series["metric"]["instance"]
+    return instance
 
 
 def smaller(file: Path) -> None:

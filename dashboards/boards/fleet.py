@@ -151,6 +151,7 @@ BOARD = Board(
                     ),
                     why="The 30 hosts that lose most dollars an hour now, over 5 minutes, and to what. Click one.",
                     sort="Lost an hour",
+                    most=30,
                     empty=_LEDGER,
                     width=24,
                 ),

@@ -4,11 +4,18 @@ from kit.board import HOST, Board, Section
 from kit.panels import ACT, GOOD, WATCH, Column, Line, answer, bars, listing, states, timeline
 
 from boards.accounts import ACCOUNTS, PHASES, WORK, phase_of
+from boards.culprits import culprits
 
 H = HOST
 _LEDGER = "Needs the ledger: --collector.ledger"
 _WORK_FIRST = (f"~{WORK}", f"!~{WORK}")
 _NONE_YET = "No checkpoint seen yet"
+
+
+def _last(name: str) -> str:
+    """Of the last checkpoint in the time shown, also when the exporter has been started anew since."""
+    return f"max by (mount, mode) (last_over_time({H(name)}[$__range]))"
+
 
 BOARD = Board(
     uid="gpuhost-time",
@@ -134,25 +141,7 @@ BOARD = Board(
                     empty=_LEDGER,
                     width=14,
                 ),
-                listing(
-                    "Who holds the job up",
-                    (
-                        Column("GPU", label="gpu", width=60),
-                        Column("Kind", label="kind", width=100),
-                        Column("Evidence", label="evidence"),
-                        Column(
-                            "Stands for",
-                            f"max by (gpu, kind, evidence) ({H('gpuhost_gpu_culprit_info')}"
-                            f" * on (cluster, job, instance, gpu, uuid) group_left () {H('gpuhost_gpu_hang_seconds')})",
-                            unit="s",
-                            decimals=0,
-                        ),
-                    ),
-                    why="not_joined: the siblings hang in a collective that this GPU did not join. straggler: they "
-                    "have waited for it for half a minute. Good is nobody.",
-                    empty="Nobody holds a job up: good",
-                    width=10,
-                ),
+                culprits(H, "gpu", width=10),
             ),
             height=9,
         ),
@@ -226,35 +215,35 @@ BOARD = Board(
                         Column("Mode", label="mode", width=80),
                         Column(
                             "Size",
-                            f"max by (mount, mode) ({H('gpuhost_checkpoint_last_bytes')})",
+                            _last("gpuhost_checkpoint_last_bytes"),
                             unit="decbytes",
                         ),
                         Column(
                             "Took",
-                            f"max by (mount, mode) ({H('gpuhost_checkpoint_last_duration_seconds')})",
+                            _last("gpuhost_checkpoint_last_duration_seconds"),
                             unit="s",
                             decimals=1,
                         ),
                         Column(
                             "GPUs stood",
-                            f"max by (mount, mode) ({H('gpuhost_checkpoint_last_stall_seconds')})",
+                            _last("gpuhost_checkpoint_last_stall_seconds"),
                             unit="s",
                             decimals=1,
                         ),
                         Column(
                             "Speed",
-                            f"max by (mount, mode) ({H('gpuhost_checkpoint_last_bytes_per_second')})",
+                            _last("gpuhost_checkpoint_last_bytes_per_second"),
                             unit="Bps",
                         ),
                         Column(
                             "Every",
-                            f"max by (mount, mode) ({H('gpuhost_checkpoint_interval_seconds')})",
+                            _last("gpuhost_checkpoint_interval_seconds"),
                             unit="s",
                             decimals=0,
                         ),
                         Column(
                             "Age",
-                            f"time() - max by (mount, mode) ({H('gpuhost_checkpoint_last_timestamp_seconds')})",
+                            "time() - " + _last("gpuhost_checkpoint_last_timestamp_seconds"),
                             unit="s",
                             decimals=0,
                         ),

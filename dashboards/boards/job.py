@@ -4,6 +4,7 @@ from kit.board import FLEET, TO_HOST, Board, Section, Variable
 from kit.panels import GOOD, WATCH, Column, Line, answer, listing, matrix, timeline
 
 from boards.accounts import ACCOUNTS, PHASE_NAMES, PHASES, WORK, phase_of
+from boards.culprits import culprits
 
 F = FLEET
 _GPU = "on (cluster, job, instance, gpu, uuid)"
@@ -48,7 +49,7 @@ BOARD = Board(
                 ),
                 answer(
                     "Spent working",
-                    f"sum({F(_TIME, exported_job='$work', account=f'~{WORK}')})",
+                    f"sum(avg by (account) ({F(_TIME, exported_job='$work', account=f'~{WORK}')}))",
                     why="Share of its GPUs' time that went to computing and communicating, over 5 minutes. Good "
                     "training is above 90 % on metal.",
                     unit="percentunit",
@@ -167,26 +168,7 @@ BOARD = Board(
                     empty="Needs GPM: Hopper and later, and profiling not kept to administrators",
                     width=14,
                 ),
-                listing(
-                    "Who holds it up",
-                    (
-                        Column("Host", label="instance", link=TO_HOST, width=140),
-                        Column("GPU", label="gpu", width=60),
-                        Column("Kind", label="kind", width=100),
-                        Column("Evidence", label="evidence", width=120),
-                        Column(
-                            "Job stands for",
-                            f"max by (instance, gpu, kind, evidence) ({F('gpuhost_gpu_culprit_info')}"
-                            f" * {_GPU} group_left () {F('gpuhost_gpu_hang_seconds')}{_ONLY})",
-                            unit="s",
-                            decimals=0,
-                        ),
-                    ),
-                    why="not_joined: the siblings hang in a collective that this GPU did not join. straggler: they "
-                    "have waited for it for half a minute. Good is nobody.",
-                    empty="Nobody holds the job up: good",
-                    width=10,
-                ),
+                culprits(F, "instance, gpu", width=10, only=_ONLY),
             ),
             height=9,
         ),
@@ -196,7 +178,7 @@ BOARD = Board(
                     "Where its time goes",
                     tuple(
                         Line(
-                            f"sum by (account) ({F(_TIME, exported_job='$work', account=accounts)}) > 0",
+                            f"avg by (account) ({F(_TIME, exported_job='$work', account=accounts)}) > 0",
                             "{{account}}",
                         )
                         for accounts in (f"~{WORK}", f"!~{WORK}")

@@ -239,7 +239,7 @@ BOARD = Board(
                             steps=((None, GOOD), (1, ACT)),
                         ),
                         Column(
-                            "Slowed by heat in 1 h",
+                            "Slowed in 1 h",
                             f"sum by (device) (increase({H('gpuhost_nvme_thermal_seconds_total')}[1h]))",
                             unit="s",
                             decimals=0,

@@ -51,18 +51,12 @@ def lap() -> list[tuple[str, float]]:
 
 
 def part(begin: int, end: int, names: frozenset[str]) -> Scrapes:
-    """The walk from `begin` to `end` seconds, around and around the tour."""
+    """The walk, around and around the tour, from `begin` to `end` seconds."""
     logging.disable(logging.WARNING)  # what goes wrong in a scenario is meant to
+    stops = [stop for stop, _ in zip(itertools.cycle(lap()), range(100), strict=False)]
     start = max(0, begin - LEAD)
-    stops, at = [], 0.0
-    while at < end:
-        for scenario, seconds in lap():
-            first, last = max(at, start), min(at + seconds, end)
-            if first < last:
-                stops.append((scenario, last - first))
-            at += seconds
-    found = record(stops, host=HOST, wall=WALL + start, every=EVERY, step=STEP, names=names)
-    return [(start + second, text) for second, text in found if start + second >= begin]
+    found = record(stops, host=HOST, wall=WALL, every=EVERY, step=STEP, start=start, end=end, names=names)
+    return [(second, text) for second, text in found if second >= begin]
 
 
 def read_names() -> frozenset[str]:
@@ -153,44 +147,56 @@ def start_hosts(processes: stack.Processes, begins: list[float]) -> dict[str, in
     return targets
 
 
-def put_history(prometheus: stack.Prometheus, begins: list[float]) -> None:
-    wall = float(int(time.time()) // EVERY * EVERY - HOUR)
+def put_history(prometheus: stack.Prometheus, begins: list[float], end: float) -> None:
+    """The hour until `end`, made beside the running Prometheus, which finds the blocks within a minute."""
     length = int(max(begins)) + HOUR
     walk = kept(length)
-    hosts = {f"gpu-host-{number}": shifted(walk, begin, wall) for number, begin in enumerate(begins, 1)}
-    file = prometheus.processes.folder / "history.om"
-    stack.write_openmetrics(file, hosts)
-    prometheus.backfill(file)
-    file.unlink()
-    prometheus.backfill_rules(wall, wall + HOUR, EVERY)
+    hosts = {f"gpu-host-{number}": shifted(walk, begin, end - HOUR) for number, begin in enumerate(begins, 1)}
+    folder = prometheus.processes.folder / "history"
+    folder.mkdir()
+    beside = stack.Prometheus(stack.Processes(folder), {})
+    stack.write_openmetrics(folder / "history.om", hosts)
+    beside.backfill(folder / "history.om")
+    beside.backfill_rules(end - HOUR, end - EVERY, EVERY)
+    for block in beside.data.glob("01*"):
+        block.rename(prometheus.data / block.name)
+    shutil.rmtree(folder)
+
+
+def watch(processes: stack.Processes, targets: dict[str, int]) -> stack.Prometheus:
+    """Start what there is of Prometheus, Alertmanager and Grafana; say what runs where."""
+    prometheus = stack.Prometheus(processes, targets)
+    shown = [f"{name:13} http://127.0.0.1:{port}/" for name, port in targets.items()]
+    try:
+        prometheus.alertmanager = stack.alertmanager(processes)
+        shown.append(f"{'Alertmanager':13} http://127.0.0.1:{prometheus.alertmanager}/")
+    except stack.Missing as missing:
+        print(f"Without Alertmanager: {missing}")
+    prometheus.start()
+    shown.append(f"{'Prometheus':13} {prometheus.url}/alerts")
+    try:
+        shown.append(f"{'Grafana':13} http://127.0.0.1:{stack.grafana(processes, prometheus.url)}/")
+    except stack.Missing as missing:
+        print(f"Without Grafana, whose dashboards are in {HERE.parent}: {missing}")
+    print("\n".join(shown), flush=True)
+    return prometheus
 
 
 def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     length = sum(seconds for _, seconds in lap())
-    begins = [round(length * number / HOSTS / EVERY) * EVERY for number in range(HOSTS)]
+    begins = [float(round(length * number / HOSTS / EVERY) * EVERY) for number in range(HOSTS)]
     folder = Path(tempfile.mkdtemp(prefix="gpuhost-demo-"))
     processes = stack.Processes(folder)
     try:
-        stack.program("promtool", install="apt-get install prometheus")
-        print("An hour of history, out of the simulation (the first time a minute, then seconds) ...", flush=True)
-        prometheus = stack.Prometheus(processes, {})
-        put_history(prometheus, [float(begin) for begin in begins])
+        for name in ("prometheus", "promtool"):
+            stack.program(name, install="apt-get install prometheus")
         print("Eight simulated hosts ...", flush=True)
-        prometheus.targets = start_hosts(processes, [begin + HOUR for begin in begins])
-        shown = [f"{name:13} http://127.0.0.1:{port}/" for name, port in prometheus.targets.items()]
-        try:
-            prometheus.alertmanager = stack.alertmanager(processes)
-            shown.append(f"{'Alertmanager':13} http://127.0.0.1:{prometheus.alertmanager}/")
-        except stack.Missing as missing:
-            print(f"Without Alertmanager: {missing}")
-        prometheus.start()
-        shown.append(f"{'Prometheus':13} {prometheus.url}/alerts")
-        try:
-            shown.append(f"{'Grafana':13} http://127.0.0.1:{stack.grafana(processes, prometheus.url)}/")
-        except stack.Missing as missing:
-            print(f"Without Grafana, whose dashboards are in {HERE.parent}: {missing}")
-        print("\n".join(shown), f"Everything is in {folder}. Ctrl-C ends it and removes it.", sep="\n", flush=True)
+        targets = start_hosts(processes, [begin + HOUR for begin in begins])
+        prometheus = watch(processes, targets)
+        print("An hour of history, out of the simulation: a minute the first time, then seconds ...", flush=True)
+        put_history(prometheus, begins, float(int(time.time()) // EVERY * EVERY))
+        print(f"All there. It is in {folder}; Ctrl-C ends and removes it.", flush=True)
         if "--ready-file" in arguments:
             Path(arguments[arguments.index("--ready-file") + 1]).write_text(prometheus.url, encoding="utf-8")
         while True:

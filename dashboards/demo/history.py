@@ -6,13 +6,14 @@ every host of the demo: each gets another hour of it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import os
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from gpuhost_exporter.collectors import ALL
@@ -72,7 +73,7 @@ class _Thread:
         threading.Thread(target=self._serve, args=(Pipe(sockets[0]), sockets[1]), daemon=True).start()
         return 1
 
-    def _serve(self, pipe: Pipe, _events: socket.socket) -> None:
+    def _serve(self, pipe: Pipe, events: socket.socket) -> None:
         reader = Reader(self._binding, self._clock, lambda _device, _function: None)
         try:
             send_answer(pipe, reader.open())
@@ -81,6 +82,7 @@ class _Thread:
                 send_answer(pipe, reader.read(request["subject"], frozenset(request["skip"])))
         except SourceError:
             pipe.close()
+            events.close()
 
     def kill(self, _pid: int) -> None:
         """It ends with its socket."""
@@ -88,24 +90,18 @@ class _Thread:
     def exit_status(self, _pid: int, _wait: float = 0.0) -> int:
         return 0
 
-    def close(self) -> None:
-        self.marks.close()
-
 
 class Walk:
-    """A simulated host that is led through scenarios. `stops`: scenario and seconds."""
+    """A simulated host that is led through scenarios. `stops`: scenario and seconds; looked at from `start` on."""
 
-    def __init__(self, folder: str, host: str, stops: Sequence[tuple[str, float]], wall: float) -> None:
+    def __init__(self, folder: str, host: str, stops: Sequence[tuple[str, float]], wall: float, start: int) -> None:
         self.clock = clock = MovedClock(wall)
-        self.seconds = sum(seconds for _, seconds in stops)
         path = f"{folder}/control.json"
         control.create(path, host, stops[0][0], clock)
-        at = 0.0
-        for scenario, seconds in stops[:-1]:
-            at += seconds
-            clock.elapsed = at
-            control.switch(path, stops[stops.index((scenario, seconds)) + 1][0], clock)
-        clock.elapsed = 0.0
+        for (_, seconds), (scenario, _) in itertools.pairwise(stops):
+            clock.elapsed += seconds
+            control.switch(path, scenario, clock)
+        clock.elapsed = float(start)
         tree = f"{folder}/root"
         self._tree = Tree(path, tree, clock)
         self._tree.write()
@@ -157,8 +153,8 @@ class Walk:
         yield SIMULATED(self.host.simulated)
 
     def close(self) -> None:
+        self.host.nvml.release(0.0)
         self.host.state.close()
-        self._launcher.close()
 
 
 def record(
@@ -168,23 +164,24 @@ def record(
     wall: float,
     every: int,
     step: int,
+    start: int = 0,
+    end: int,
     names: Collection[str],
-    told: Callable[[float], None] = lambda _share: None,
 ) -> list[tuple[float, str]]:
-    """The walk's expositions, one `every` so many seconds: seconds since its start, and the text of the metrics named.
+    """The walk's expositions from `start` to `end`, one `every` so many seconds: seconds since the walk began, and the
+    text of the metrics named.
 
-    `step`: seconds between looks; more is faster and the ledger coarser.
+    `wall`: time of day at the walk's beginning. `step`: seconds between looks; more is faster, the ledger coarser.
     """
     found = []
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:  # noqa: S108
-        walk = Walk(folder, host, stops, wall)
+        walk = Walk(folder, host, stops, wall, start)
         try:
-            for second in range(0, int(walk.seconds), step):
+            for second in range(start, end, step):
                 walk.tick(second)
                 if second % every == 0:
                     wanted = [sample for sample in walk.samples() if sample.spec.name in names]
                     found.append((float(second), Renderer().block(wanted, openmetrics=False)[0].decode()))
-                    told(second / walk.seconds)
         finally:
             walk.close()
     return found
@@ -197,8 +194,8 @@ def main() -> None:
 
     began = time.process_time()
     names = {"gpuhost_gpu_time_seconds_total", "gpuhost_checkpoint_last_duration_seconds"}
-    stops = [(sys.argv[1], float(sys.argv[2]))]
-    found = record(stops, host="h100x8", wall=1.7e9, every=30, step=int(sys.argv[3]), names=names)
+    stops = [(sys.argv[1], 60.0)]
+    found = record(stops, host="h100x8", wall=1.7e9, every=30, step=int(sys.argv[3]), end=int(sys.argv[2]), names=names)
     print(found[-1][1])
     print(json.dumps({"points": len(found), "cpu": time.process_time() - began}))
 

@@ -111,8 +111,8 @@ class Prometheus:
     def data(self) -> Path:
         return self.processes.folder / "prometheus"
 
-    def start(self, lookback: int = 60) -> None:
-        """`lookback`: how many seconds old a sample may be to count as the present one."""
+    def start(self, lookback_ms: int = 60_000) -> None:
+        """`lookback_ms`: how old a sample may be to count as the present one."""
         binary = program("prometheus", install="apt-get install prometheus")
         configuration: dict[str, Any] = {
             "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"},
@@ -142,7 +142,7 @@ class Prometheus:
                 f"--web.listen-address=127.0.0.1:{self.port}",
                 "--storage.tsdb.retention.time=40d",
                 # Samples that were put in carry no mark where their series ends.
-                f"--query.lookback-delta={lookback}s",
+                f"--query.lookback-delta={lookback_ms}ms",
             ],
         )
         answers(f"{self.url}/-/ready", self.processes, "prometheus")
@@ -160,7 +160,7 @@ class Prometheus:
         for depth, groups in enumerate(_by_depth()):
             file = self.processes.folder / f"rules-{depth}.yml"
             file.write_text(yaml.safe_dump({"groups": groups}), encoding="utf-8")
-            self.start(lookback=step - 1)
+            self.start(lookback_ms=1000 * step - 1)  # of two samples in a row always one
             try:
                 _promtool(
                     "tsdb", "create-blocks-from", "rules", f"--url={self.url}", f"--start={start:.0f}",

@@ -88,7 +88,11 @@ class Board:
                 built = built.with_panel(placed.builder.id(identity).grid_pos(position))
                 left, identity = left + placed.width, identity + 1
             top += section.height
-        return json.dumps(built.build(), cls=JSONEncoder, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        made = built.build()
+        for panel in made.panels or ():
+            if panel.type_val == "table":
+                panel.options.footer = None  # gone from Grafana 12.4
+        return json.dumps(made, cls=JSONEncoder, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     def _annotations(self) -> list[dashboard.AnnotationQuery]:
         scope = HOST if self.of_one_host else FLEET
@@ -169,7 +173,7 @@ def _links() -> dashboard.DashboardLink:
 
 
 def _annotation(name: str, expression: str, colour: str, title: str, text: str) -> dashboard.AnnotationQuery:
-    query = prometheus.Dataquery().datasource(SOURCE).expr(expression).range().ref_id("Anno")
+    query = prometheus.Dataquery().datasource(SOURCE).expr(expression).range().ref_id("Anno").interval("30s")
     return (
         dashboard.AnnotationQuery()
         .name(name)
@@ -177,8 +181,6 @@ def _annotation(name: str, expression: str, colour: str, title: str, text: str) 
         .enable(True)
         .icon_color(colour)
         .target(query)
-        .expr(expression)
         .title_format(title)
         .text_format(text)
-        .step("30s")
     )

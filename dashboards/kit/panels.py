@@ -161,6 +161,9 @@ def timeline(
         panel = panel.min(least)
     if most is not None:
         panel = panel.max(most)
+    if any(line.legend in ("GPU {{gpu}}", "{{device}}", "{{instance}}") for line in lines):
+        for index, colour in enumerate(_COLOURS):
+            panel = panel.override_by_regexp(_NUMBERED.format(index), [_fixed(colour)])
     for letter, line in zip(string.ascii_uppercase, lines, strict=False):
         properties = []
         if line.dashed:
@@ -175,9 +178,6 @@ def timeline(
             properties.append(_fixed(line.colour))
         if properties:
             panel = panel.override_by_query(letter, properties)
-    if any(line.legend.startswith(("GPU {{gpu}}", "{{device}}", "{{instance}}")) for line in lines):
-        for index, colour in enumerate(_COLOURS):
-            panel = panel.override_by_regexp(_NUMBERED.format(index), [_fixed(colour)])
     for name, colour in (colours or {}).items():
         panel = panel.override_by_name(name, [_fixed(colour)])
     return Placed(panel, width)
@@ -259,7 +259,7 @@ def listing(
     width: int = 24,
     most: int | None = None,
 ) -> Placed:
-    """A table with a row for each set of labels that the columns' queries share."""
+    """A table with a row for each set of labels that the columns' queries share; by `sort` the first `most` of them."""
     panel = table.Panel()
     measured = [column for column in columns if column.expression]
     renamed, order, hidden = {}, {}, {"Time": True}
@@ -287,6 +287,8 @@ def listing(
         )
     )
     if most is not None:
+        order_by = [{"field": sort, "desc": descending}]
+        panel = panel.with_transformation(_transformed("sortBy", {"fields": {}, "sort": order_by}))
         panel = panel.with_transformation(_transformed("limit", {"limitField": most}))
     for column in columns:
         panel = panel.override_by_name(column.title, _cell(column))

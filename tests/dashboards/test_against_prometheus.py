@@ -46,7 +46,6 @@ EMPTY = {
     ("host", "What is wrong"),
     ("metal", "Average of 30 days"),
     ("metal", "Above 60 % on average"),
-    ("storage", "Arrays"),
 }
 # (board, panel) or with the query's letter: what the largest value must lie between.
 SIZES = {
@@ -96,10 +95,10 @@ def prometheus(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("prometheus")
     processes = stack.Processes(folder)
-    walks = {HOST: ("h100x8", WALK), VIRTUAL: ("vm", (("steady", LENGTH),))}
+    walks = {HOST: ("h100x8", WALK, 2), VIRTUAL: ("vm", (("steady", LENGTH),), 10)}
     hosts = {}
-    for instance, (kind, stops) in walks.items():
-        told = record(stops, host=kind, wall=END - LENGTH, every=STEP, step=2, names=_names(stack))
+    for instance, (kind, stops, step) in walks.items():
+        told = record(stops, host=kind, wall=END - LENGTH, every=STEP, step=step, end=int(LENGTH), names=_names(stack))
         hosts[instance] = [(END - LENGTH + at, text) for at, text in told]
     server = stack.Prometheus(processes, {})
     stack.write_openmetrics(folder / "history.om", hosts)
@@ -119,7 +118,7 @@ def _names(stack):
 
 
 def ask(url, path, **parameters):
-    body = urllib.parse.urlencode(parameters).encode()
+    body = urllib.parse.urlencode(parameters).encode() or None
     try:
         with urllib.request.urlopen(f"{url}{path}", body, timeout=60) as answer:
             found = json.load(answer)
