@@ -43,7 +43,7 @@ stage() { # stage FOLDER INTERPRETER
     "$dist/gpuhost_exporter-$version-py3-none-any.whl"
   # PyYAML's extension fits one Python only; without it PyYAML reads the same in Python.
   find "$library" -name '*.cpython-*.so' -delete
-  rm -rf "$library/bin"
+  rm -rf "$library/bin" "$library/example.py"  # the latter nvidia-ml-py brings
   if find "$library" -name '*.so' | grep -v 'abi3\.so$'; then
     echo "$0: an extension that is bound to one Python version" >&2
     exit 1
@@ -67,7 +67,7 @@ deb() {
     install -m 0755 "$here/deb/$script" "$folder/DEBIAN/$script"
   done
   echo /etc/gpuhost-exporter/config.toml >"$folder/DEBIAN/conffiles"
-  gzip -9n "$folder/usr/share/doc/gpuhost-exporter/CHANGELOG.md"
+  gzip -9nc "$root/CHANGELOG.md" >"$folder/usr/share/doc/gpuhost-exporter/changelog.gz"
   install -m 0644 "$here/deb/copyright" "$folder/usr/share/doc/gpuhost-exporter/copyright"
   sed -e "s/@VERSION@/$version/" -e "s/@ARCHITECTURE@/$architecture/" \
     -e "s/@SIZE@/$(du -sk --exclude=DEBIAN "$folder" | cut -f1)/" "$here/deb/control.in" >"$folder/DEBIAN/control"
