@@ -5,7 +5,7 @@ VENV := .venv
 ADDRESS ?= 127.0.0.1:19400
 SIMULATE ?=
 
-.PHONY: run test test-full test-hardware bench metrics clean
+.PHONY: run test test-full test-vm test-hardware bench metrics clean
 
 run: $(VENV)/.run
 	@test -n "$(SIMULATE)" || test -e /dev/nvidiactl || \
@@ -17,13 +17,21 @@ test: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check exporter tests
 	$(VENV)/bin/ruff check exporter tests
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n 4 -m "not slow and not gpu and not alone"
-	$(VENV)/bin/pytest -m "alone and not slow and not gpu"
+	$(VENV)/bin/pytest -n 4 -m "not slow and not gpu and not vm and not alone"
+	$(VENV)/bin/pytest -m "alone and not slow and not gpu and not vm"
 
-# The long tier: everything above, the slow tests, and the benchmark.
+# The long tier: everything above, the slow tests, a machine with real drivers, and the benchmark.
 test-full: test
-	$(VENV)/bin/pytest -m "slow and not gpu"
+	@if command -v mpirun >/dev/null; then \
+	  $(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev,mpi]'; \
+	  else echo "No mpirun: the allreduce is NOT tested (apt-get install openmpi-bin)"; fi
+	$(VENV)/bin/pytest -m "slow and not gpu and not vm"
+	$(MAKE) test-vm
 	$(MAKE) bench
+
+# The exporter in a Debian under QEMU: NVMe drives, md arrays, systemd. tests/vm/README.md says what it needs.
+test-vm: $(VENV)/.dev
+	$(VENV)/bin/pytest -m vm --durations=0 tests/vm
 
 # On a host with a GPU: invariants of what it tells. tests/hardware/README.md says how to record it.
 test-hardware: $(VENV)/.dev
@@ -32,6 +40,7 @@ test-hardware: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(VENV)/bin/python tests/bench/bench.py
 	PYTHONPATH=tests:tests/unit $(VENV)/bin/python tests/bench/storage.py
+	PYTHONPATH=tests $(VENV)/bin/python tests/bench/ledger.py
 
 metrics: $(VENV)/.run
 	$(VENV)/bin/gpuhost-exporter metrics > exporter/METRICS.md

@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuhost_exporter import __version__
 from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors import ALL, nvme_health
 from gpuhost_exporter.collectors.inventory import InventoryCollector
+from gpuhost_exporter.collectors.ledger import LedgerCollector
+from gpuhost_exporter.collectors.raid import RaidCollector
 from gpuhost_exporter.config import Settings, default_runtime_path, default_storage_path
 from gpuhost_exporter.errors import ConfigError, Gone, Hung
 from gpuhost_exporter.exposition import BUILD, SIMULATED, Exposition
@@ -26,6 +28,7 @@ from gpuhost_exporter.host import Host
 from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Runner
 from gpuhost_exporter.sources import linux, pipe
+from gpuhost_exporter.sources.ethtool import Network
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLog
 from gpuhost_exporter.sources.launcher import Launcher
@@ -40,6 +43,9 @@ from gpuhost_exporter.sources.systemd import ServiceManager
 from gpuhost_exporter.sources.udev import Event, UdevWatcher, listen
 from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.targets import Targets
+
+if TYPE_CHECKING:
+    from gpuhost_exporter.sources.latency.client import LatencyClient
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +64,13 @@ class Simulation:
 
 
 class App:
-    """A host with its readers and collectors. Build it before any thread starts; close it whatever happens."""
+    """A host with its readers and collectors. Build it before any thread starts; close it whatever happens.
 
-    def __init__(self, settings: Settings, launcher: Launcher) -> None:
+    `unprivileged`: give up this process's capabilities for good. `verify` serves nobody, and starts programs that
+    shall be able to do what the user is.
+    """
+
+    def __init__(self, settings: Settings, launcher: Launcher, *, unprivileged: bool = True) -> None:
         self.settings = settings
         self.clock = SystemClock()
         targets = Targets.load(settings.target)
@@ -69,7 +79,8 @@ class App:
         self._sockets: list[pipe.Pipe] = []
         self._changing = threading.Lock()
         self._changed: set[str] = set()
-        linux.keep_capabilities(frozenset())
+        if unprivileged:
+            linux.keep_capabilities(frozenset())
         try:
             root = Root(settings.procfs, settings.sysfs)
             arguments: dict[str, str] = {}
@@ -91,6 +102,7 @@ class App:
                 state=State(storage or self._default_storage()),
                 simulated=settings.simulate or "",
                 capacities=self._capacities(),
+                network=self._network(),
             )
             collectors = tuple(self._collectors())
             self.runner = Runner(collectors, self.clock)
@@ -102,10 +114,11 @@ class App:
         self.server_samples: Callable[[], Iterable[Sample]] = lambda: ()
         self._udev = UdevWatcher(self._hardware_changed, self._simulated_events if self._simulation else listen)
         self._privileged = PrivilegedReader(launcher, tuple(self._jobs({each.name for each, _ in collectors})))
+        self._latency = self._latency_client() if "latency" in {each.name for each, _ in collectors} else None
         self.host.processes.connect(lambda request: self._privileged.ask("processes", request))
 
-    def start(self) -> None:
-        """Start reading. Returns at once."""
+    def start(self, *, probing: bool = False) -> None:
+        """Start reading, and `probing` other hosts where that is configured. Returns at once."""
         if self._simulation:
             log.info(
                 "simulating %s; steer it with: gpuhost-exporter simulate SCENARIO --control %s",
@@ -115,13 +128,27 @@ class App:
         self.runner.start()
         self._privileged.start()
         self._udev.start()
+        if self._latency and probing:
+            self._latency.start()
+
+    def hear_marks(self, folder: str) -> None:
+        """Let training scripts mark their checkpoints, by a socket below this folder. Nothing without a ledger."""
+        if any(task.collector.name == LedgerCollector.name for task in self.runner.tasks):
+            from gpuhost_exporter.sources.marker import Marker
+
+            self.host.marker = Marker(folder, self.clock)
+            self.host.marker.start()
 
     def close(self) -> None:
         if hasattr(self, "_privileged"):
             self._privileged.stop()
+            if self._latency:
+                self._latency.stop()
         if hasattr(self, "runner"):
             self.runner.stop()
             self.host.state.close()
+            if self.host.marker:
+                self.host.marker.close()
         self.launcher.close()
         if self._simulation:
             import shutil  # brings every compressor along
@@ -147,19 +174,39 @@ class App:
         yield Job("kernel_log", self._kernel_log_arguments, kernel_log.put, kernel_log.fail)
         if "nvme_health" in collectors:
             yield Job("drives", self._drives_arguments, self._drives_told, self._drives_failed)
-        if "ledger" in collectors:
-            yield Job("processes", self._processes_arguments, processes.put, processes.fail)
+        if "platform" in collectors:
+            ports = self.host.switch_ports
+            yield Job("switch_ports", self._root_arguments, ports.put, ports.fail)
+        if "contention" in collectors:
+            yield Job("waits", self._root_arguments, self.host.waits.put, self.host.waits.fail)
+        if LedgerCollector.name in collectors:
+            yield Job("processes", self._root_arguments, processes.put, processes.fail)
+
+    def _latency_client(self) -> LatencyClient | None:
+        """None where no host is to be probed: not configured, or this host is not what it seems."""
+        if self.settings.latency is None or self.settings.simulate:
+            return None
+        from gpuhost_exporter.sources.latency.client import LatencyClient
+
+        return LatencyClient(self.launcher, self.settings.latency, self.host.latency, self.clock)
 
     def _default_storage(self) -> str:
         # A simulated host must not teach the real one's inventory.
         return f"{self._simulation.temporary}/state" if self._simulation else default_storage_path(os.environ)
 
     def _capacities(self) -> Capacities:
-        if self._simulation is None:
+        if self._simulation is None or not self._simulation.folder:
             return Capacities()
         from gpuhost_exporter.sim.mounts import Statvfs
 
         return Capacities(Statvfs(self._simulation.folder))
+
+    def _network(self) -> Network:
+        if self._simulation is None or not self._simulation.folder:
+            return Network()
+        from gpuhost_exporter.sim.ioctl import Interfaces
+
+        return Network(Interfaces(self._simulation.folder))
 
     def _simulate(self, target: str, control: str | None) -> Simulation:
         from gpuhost_exporter.sim import control as simulated
@@ -213,6 +260,9 @@ class App:
         self.runner.hurry(hurried - {InventoryCollector.name})
         time.sleep(_SETTLING_SECONDS)
         self.runner.hurry({InventoryCollector.name})  # it goes by what the others have found
+        if "block" in changed:
+            time.sleep(_SETTLING_SECONDS)
+            self.runner.hurry({RaidCollector.name})  # which says of an array that inventory misses that it is down
 
     def _simulated_events(self) -> Iterator[Event]:
         with suppress(Gone):
@@ -220,9 +270,8 @@ class App:
                 yield pipe.recv_answer(self._sockets[0], None)
 
     def _drives_arguments(self) -> Mapping[str, Any]:
-        root = self.host.root
         return {
-            "root": {"proc": root.proc, "sys": root.sys, "dev": root.dev},
+            "root": self._trees(),
             "interval": nvme_health.reading_interval(self.settings),
             "simulated": self._simulation is not None,
         }
@@ -239,15 +288,17 @@ class App:
         self.runner.hurry({nvme_health.NvmeHealthCollector.name})
 
     def _kernel_log_arguments(self) -> Mapping[str, Any]:
-        root = self.host.root
         return {
-            "root": {"proc": root.proc, "sys": root.sys, "dev": root.dev},
+            "root": self._trees(),
             "cursor": self.host.kernel_log.cursor(self.host.state),
         }
 
-    def _processes_arguments(self) -> Mapping[str, Any]:
+    def _root_arguments(self) -> Mapping[str, Any]:
+        return {"root": self._trees()}
+
+    def _trees(self) -> dict[str, str]:
         root = self.host.root
-        return {"root": {"proc": root.proc, "sys": root.sys, "dev": root.dev}}
+        return {"proc": root.proc, "sys": root.sys, "dev": root.dev}
 
 
 def serve(settings: Settings, launcher: Launcher) -> int:
@@ -267,13 +318,16 @@ def serve(settings: Settings, launcher: Launcher) -> int:
             healthy=lambda: _healthy(app),
             ready=lambda: _ready(app),
             page=lambda nonce: _page(app, rates.look(app.runner.snapshots()), nonce),
+            verdict=lambda: _verdict(app, rates.look(app.runner.snapshots())),
         )
         server = Server(settings.listen_addresses, routes, settings.web_config_file)
         app.server_samples = server.samples
-        runtime = Runtime(default_runtime_path(os.environ))
+        folder = default_runtime_path(os.environ)
+        runtime = Runtime(folder)
         manager = ServiceManager(os.environ, os.getpid())
         server.start()  # before the collectors: an address that is taken ends it with that one line
-        app.start()
+        app.hear_marks(folder)
+        app.start(probing=True)
         runtime.write_pid()
         listening = f"listening on {', '.join(server.addresses)}"
         log.info(listening)
@@ -335,4 +389,13 @@ def _page(app: App, rates: Mapping[Series, float], nonce: str) -> bytes:
     from gpuhost_exporter.status import build
     from gpuhost_exporter.web.page import render
 
-    return render(build([*app.runner.samples(), *app.own_samples()], rates), nonce)
+    spent = app.host.board.last("spent", tuple, app.clock.now()) or ()
+    return render(build([*app.runner.samples(), *app.own_samples()], rates, spent=spent), nonce)
+
+
+def _verdict(app: App, rates: Mapping[Series, float]) -> tuple[str, str]:
+    from gpuhost_exporter.status import build
+    from gpuhost_exporter.verdict import verdict
+
+    status = build([*app.runner.samples(), *app.own_samples()], rates)
+    return verdict(status, sampling=app.runner.progressing())

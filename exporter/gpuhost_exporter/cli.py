@@ -11,9 +11,10 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from gpuhost_exporter import __version__
+from gpuhost_exporter import __version__, health, nodecondition
+from gpuhost_exporter.arguments import Parser, positive_seconds, text
 from gpuhost_exporter.config import (
     LOG_LEVELS,
     CollectorSettings,
@@ -21,24 +22,15 @@ from gpuhost_exporter.config import (
     default_runtime_path,
     default_storage_path,
     load,
-    positive_seconds,
 )
 from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.sources import linux
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.readers import KINDS
+from gpuhost_exporter.verify import arguments as verify_arguments
 
-_READING = ("serve", "snapshot", "doctor")
-
-
-class _Parser(argparse.ArgumentParser):
-    """No abbreviations, which a later flag would make ambiguous, and one line where argparse prints its usage."""
-
-    def __init__(self, **named: Any) -> None:
-        super().__init__(**named, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
+_FEWEST_ITERATIONS = 10
+_READING = ("serve", "snapshot", "doctor", "verify")
 
 
 if TYPE_CHECKING:
@@ -110,15 +102,15 @@ def _discard_output() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="gpuhost-exporter",
         description="Says whether a GPU host delivers the metal that is paid for, and where every GPU-second went.",
     )
     parser.add_argument("--version", action="version", version=f"gpuhost-exporter {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", prog=parser.prog)  # else it formats a usage
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+    def command(name: str, run: Callable[[argparse.Namespace], int], does: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=does, description=does)
         added.set_defaults(run=run)
         return added
 
@@ -134,14 +126,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--web.config.file",
         dest="web_config",
-        type=_text,
+        type=text,
         metavar="FILE",
         help="TLS and basic auth, as for other Prometheus exporters",
     )
     serve.add_argument(
         "--simulate.control",
         dest="control",
-        type=_text,
+        type=text,
         metavar="FILE",
         help="where the simulation's control file is kept",
     )
@@ -153,16 +145,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor = command("doctor", _doctor, "Each collector: on or off, why, and what grants it more.")
     _host_options(doctor)
+    verify = command("verify", _verify, "Accept or reject this host: what it tells, then what it delivers.")
+    _host_options(verify)
+    verify_arguments.add_arguments(verify)
+    health.add_arguments(command("health", health.run, health.DOES))
+    nodecondition.add_arguments(
+        command("node-condition", _node_condition, "Keep the verdict as a condition of this Kubernetes node; dry run.")
+    )
+    command("drains", _drains, "Which findings take a host out of service, as Markdown.")
     check = command("check-config", _check_config, "Check configuration files; print what is in force.")
     _host_options(check)
-    check.add_argument("--web.config.file", dest="web_config", type=_text, metavar="FILE")
+    check.add_argument("--web.config.file", dest="web_config", type=text, metavar="FILE")
     metrics = command("metrics", _metrics, "The catalogue of metrics as Markdown, or JSON.")
     metrics.add_argument("--json", action="store_true")
     metrics.add_argument("--collectors", action="store_true", help="the table of collectors instead")
     report = command("report", _report, "What GPU time was lost to what, and what it cost, from the hourly buckets.")
     report.add_argument("--since", default="24h", metavar="DURATION", help="so far back, by whole hours (default 24h)")
     report.add_argument("--json", action="store_true")
-    report.add_argument("--storage.path", dest="storage", type=_text, metavar="DIR")
+    report.add_argument("--storage.path", dest="storage", type=text, metavar="DIR")
+    allreduce = command(
+        "allreduce",
+        _allreduce,
+        "On every rank of an MPI job: measure a small allreduce for the exporters of its hosts.",
+    )
+    allreduce.add_argument(
+        "--iterations", type=int, default=500, metavar="N", help="allreduces measured, 10 to 1000 (default 500)"
+    )
+    allreduce.add_argument("--storage.path", dest="storage", type=text, metavar="DIR")
     release = command(
         "release", _release, "Have the running exporter let go of NVML, so that the driver can be unloaded."
     )
@@ -177,37 +186,31 @@ def _parser() -> argparse.ArgumentParser:
     simulate = command("simulate", _simulate, "Change the scenario of a running simulation.")
     simulate.add_argument("scenario")
     simulate.add_argument(
-        "--control", required=True, type=_text, metavar="FILE", help="the control file that `serve --simulate` named"
+        "--control", required=True, type=text, metavar="FILE", help="the control file that `serve --simulate` named"
     )
     forget = command("forget", _forget, "Drop a device that is gone for good from the learned inventory.")
     forget.add_argument(
         "device",
         help="a GPU's uuid, a drive's serial, an array or a port, as gpuhost_inventory_missing names it",
     )
-    forget.add_argument("--storage.path", dest="storage", type=_text, metavar="DIR")
+    forget.add_argument("--storage.path", dest="storage", type=text, metavar="DIR")
     return parser
-
-
-def _text(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("expected a text, got ''")
-    return text
 
 
 def _host_options(parser: argparse.ArgumentParser) -> None:
     from gpuhost_exporter.collectors import ALL
 
-    parser.add_argument("--config.file", dest="config", type=_text, metavar="FILE", help="TOML")
+    parser.add_argument("--config.file", dest="config", type=text, metavar="FILE", help="TOML")
     parser.add_argument(
         "--simulate",
-        type=_text,
+        type=text,
         metavar="HOST[:SCENARIO]",
         help="a simulated host in place of this one, marked as such",
     )
-    parser.add_argument("--path.procfs", dest="procfs", type=_text, metavar="DIR")
-    parser.add_argument("--path.sysfs", dest="sysfs", type=_text, metavar="DIR")
+    parser.add_argument("--path.procfs", dest="procfs", type=text, metavar="DIR")
+    parser.add_argument("--path.sysfs", dest="sysfs", type=text, metavar="DIR")
     parser.add_argument(
-        "--storage.path", dest="storage", type=_text, metavar="DIR", help="learned inventory and kernel log cursor"
+        "--storage.path", dest="storage", type=text, metavar="DIR", help="learned inventory and kernel log cursor"
     )
     parser.add_argument("--log.level", dest="level", choices=LOG_LEVELS)
     for collector in ALL:
@@ -293,26 +296,33 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor(settings, options.launcher)
 
 
-def _check_config(options: argparse.Namespace) -> int:
-    from gpuhost_exporter.ledger.thresholds import Thresholds
-    from gpuhost_exporter.web.listen import parse_address
-    from gpuhost_exporter.web.webconfig import WebConfig
+def _verify(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.verify.command import Options, verify
+    from gpuhost_exporter.verify.measurement import Asked
 
     settings = _settings(options)
-    Thresholds.load(settings.ledger)
-    if settings.web_config_file:
-        WebConfig.load(settings.web_config_file)
-    for address in settings.listen_addresses:
-        parse_address(address)
-    print(f"listen addresses: {', '.join(settings.listen_addresses)}")
-    print(f"web configuration file: {settings.web_config_file or 'none'}")
-    print(f"procfs: {settings.procfs}")
-    print(f"sysfs: {settings.sysfs}")
-    print(f"storage path: {settings.storage_path or default_storage_path(os.environ)}")
-    print(f"log level: {settings.log_level}")
-    print(f"NVML call timeout: {settings.nvml_call_timeout:g} s")
-    off = [name for name, chosen in settings.collectors.items() if chosen.enabled is False]
-    print(f"collectors off: {', '.join(off) or 'none'}")
+    _log("error" if options.level is None else options.level)
+    asked = Asked(options.directory, options.peer)
+    chosen = Options(options.mode, asked, options.while_busy, options.new_baseline, options.json, options.junit)
+    return verify(settings, options.launcher, chosen)
+
+
+def _node_condition(options: argparse.Namespace) -> int:
+    _log("info")
+    return nodecondition.run(options)
+
+
+def _drains(_options: argparse.Namespace) -> int:
+    from gpuhost_exporter.kinds import drains_page
+
+    print(drains_page(), end="")
+    return 0
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.check import check
+
+    check(_settings(options))
     return 0
 
 
@@ -346,6 +356,15 @@ def _report(options: argparse.Namespace) -> int:
     seconds = positive_seconds(options.since, LONGEST)
     state = State(options.storage or default_storage_path(os.environ))
     return report(state, SystemClock(), seconds, as_json=options.json)
+
+
+def _allreduce(options: argparse.Namespace) -> int:
+    from gpuhost_exporter.latency.allreduce import allreduce
+    from gpuhost_exporter.latency.collective import MOST_ITERATIONS
+
+    if not _FEWEST_ITERATIONS <= options.iterations <= MOST_ITERATIONS:
+        raise ConfigError(f"--iterations: expected {_FEWEST_ITERATIONS} to {MOST_ITERATIONS}, got {options.iterations}")
+    return allreduce(options.storage or default_storage_path(os.environ), options.iterations)
 
 
 def _release(options: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ class Collector:
 
     `source` and `privilege` are for people (README, doctor): what it reads, and the capability or setting that
     it needs beyond an ordinary user ("" for none). `subsystems`: those of udev whose events make it poll at once.
+    `switch`: what switches it on where it is off by default, when that is more than its flag.
     """
 
     name: ClassVar[str]
@@ -38,6 +39,7 @@ class Collector:
     on_by_default: ClassVar[bool] = True
     specs: ClassVar[tuple[Spec, ...]]
     subsystems: ClassVar[frozenset[str]] = frozenset()
+    switch: ClassVar[str] = ""
 
     def __init__(self, host: Host) -> None:
         self.host = host

@@ -25,6 +25,12 @@ gap_ratio = 0.1
 [price]
 gpu-hour = 3.0                       # dollars
 product = { "NVIDIA H100 80GB HBM3" = 2.4 }
+[job]                                # what gpuhost_gpu_job_info shows: plain, hash or off
+names = "plain"                      # of jobs, pods, projects and runs
+users = "off"
+[latency]                            # probes between hosts; off without it. latency/settings.py has the rest
+key-file = "latency.key"             # shared by the hosts; keys.py has its form
+hosts = { gpu-a = "10.0.0.1:19401", gpu-b = "10.0.0.2:19401" }
 """
 
 from __future__ import annotations
@@ -32,11 +38,14 @@ from __future__ import annotations
 import os
 import reprlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from gpuhost_exporter.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gpuhost_exporter.latency.settings import LatencySettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,8 +55,12 @@ else:
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_ADDRESS = ":19400"
 INVENTORY_KINDS = ("gpus", "links", "drives", "arrays", "ports")
+Shown = Literal["plain", "hash", "off"]
+_SHOWN: tuple[Shown, ...] = get_args(Shown)
 _INTERVALS = (0.2, 3600.0)
-_SECTIONS = ("web", "path", "storage", "log", "nvml", "collector", "inventory", "target", "ledger", "price")
+_SECTIONS = (
+    *("web", "path", "storage", "log", "nvml", "collector", "inventory", "target", "ledger", "price", "job", "latency"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,14 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
+class JobNames:
+    """How much of who uses a GPU may be seen by everybody who sees the metrics."""
+
+    names: Shown = "plain"
+    users: Shown = "off"
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     listen_addresses: tuple[str, ...] = (DEFAULT_ADDRESS,)
     web_config_file: str | None = None
@@ -81,6 +102,8 @@ class Settings:
     target: Mapping[str, float] = field(default_factory=dict)
     ledger: Mapping[str, float] = field(default_factory=dict)
     price: Price = field(default_factory=Price)
+    job: JobNames = field(default_factory=JobNames)
+    latency: LatencySettings | None = None
     simulate: str | None = None
     simulate_control: str | None = None
 
@@ -115,7 +138,7 @@ def load(path: str, collector_names: tuple[str, ...]) -> Settings:
 
 
 def parse(document: Mapping[str, Any], path: str, collector_names: tuple[str, ...]) -> Settings:
-    reader = _Reader(path)
+    reader = Reader(path)
     settings = Settings()
     sections = reader.table(document, "", _SECTIONS)
     web = reader.table(sections.get("web", {}), "web", ("listen-address", "config-file"))
@@ -143,17 +166,22 @@ def parse(document: Mapping[str, Any], path: str, collector_names: tuple[str, ..
         settings = replace(
             settings, nvml_call_timeout=reader.number(nvml["call-timeout"], "nvml.call-timeout", 0.5, 300)
         )
+    collectors = _collectors(reader, sections.get("collector", {}), collector_names)
+    if "latency" in sections and collectors.get("latency", CollectorSettings()).enabled is None:
+        collectors["latency"] = replace(collectors.get("latency", CollectorSettings()), enabled=True)
     return replace(
         settings,
-        collectors=_collectors(reader, sections.get("collector", {}), collector_names),
+        collectors=collectors,
         inventory=_inventory(reader, sections.get("inventory", {})),
         target=_numbers(reader, sections.get("target", {}), "target"),
         ledger=_numbers(reader, sections.get("ledger", {}), "ledger"),
         price=_price(reader, sections.get("price", {})),
+        job=_job(reader, sections.get("job", {})),
+        latency=_latency(reader, sections["latency"], folder) if "latency" in sections else None,
     )
 
 
-def _numbers(reader: _Reader, section: Any, key: str) -> dict[str, float]:
+def _numbers(reader: Reader, section: Any, key: str) -> dict[str, float]:
     """A table whose names its own room checks."""
     return {
         name: reader.number(value, f"{key}.{name}", 0, float("inf"))
@@ -161,7 +189,13 @@ def _numbers(reader: _Reader, section: Any, key: str) -> dict[str, float]:
     }
 
 
-def _price(reader: _Reader, section: Any) -> Price:
+def _latency(reader: Reader, section: Any, folder: str) -> LatencySettings:
+    from gpuhost_exporter.latency.settings import parse
+
+    return parse(reader, section, folder)
+
+
+def _price(reader: Reader, section: Any) -> Price:
     keys = reader.table(section, "price", ("gpu-hour", "product"))
     return Price(
         reader.number(keys.get("gpu-hour", Price().gpu_hour), "price.gpu-hour", 0, 1e6),
@@ -172,7 +206,15 @@ def _price(reader: _Reader, section: Any) -> Price:
     )
 
 
-def _collectors(reader: _Reader, section: Any, names: tuple[str, ...]) -> dict[str, CollectorSettings]:
+def _job(reader: Reader, section: Any) -> JobNames:
+    chosen: dict[str, Shown] = {}
+    for name, value in reader.table(section, "job", ("names", "users")).items():
+        reader.one_of(value, f"job.{name}", _SHOWN)
+        chosen[name] = value
+    return JobNames(**chosen)
+
+
+def _collectors(reader: Reader, section: Any, names: tuple[str, ...]) -> dict[str, CollectorSettings]:
     found = {}
     for name, value in reader.table(section, "collector", names).items():
         keys = reader.table(value, f"collector.{name}", ("enabled", "interval"))
@@ -186,7 +228,7 @@ def _collectors(reader: _Reader, section: Any, names: tuple[str, ...]) -> dict[s
     return found
 
 
-def _inventory(reader: _Reader, section: Any) -> dict[str, int | tuple[str, ...]]:
+def _inventory(reader: Reader, section: Any) -> dict[str, int | tuple[str, ...]]:
     found: dict[str, int | tuple[str, ...]] = {}
     for kind, value in reader.table(section, "inventory", INVENTORY_KINDS).items():
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
@@ -199,7 +241,7 @@ def _inventory(reader: _Reader, section: Any) -> dict[str, int | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class Reader:
     path: str
 
     def error(self, key: str, expected: str, value: object) -> ConfigError:
@@ -229,21 +271,12 @@ class _Reader:
             raise self.error(key, "one of " + ", ".join(choices), value)
         return str(value)
 
+    def count(self, value: Any, key: str, low: int, high: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.error(key, f"a whole number from {low} to {high}", value)
+        return value
+
     def number(self, value: Any, key: str, low: float, high: float) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise self.error(key, f"a number from {low:g} to {high:g}", value)
         return float(value)
-
-
-def positive_seconds(text: str, most: float = 86400) -> float:
-    """A duration as Prometheus writes it: 90, 90s, 10m, 1h, 7d. Raises ConfigError."""
-    units: Mapping[str, float] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    digits, factor = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1.0)
-    convert: Callable[[str], float] = float
-    try:
-        seconds = convert(digits) * factor
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= most:
-        raise ConfigError(f"{text!r}: expected a duration such as 90s, 10m or 1h, at most {most / 3600:g}h")
-    return seconds

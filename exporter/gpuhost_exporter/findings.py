@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
-from gpuhost_exporter import advice, figures
+from gpuhost_exporter import advice, figures, network_findings
 from gpuhost_exporter.collectors import (
     driver,
     fabric,
@@ -20,17 +19,14 @@ from gpuhost_exporter.collectors import (
     nvme_health,
     pcie,
     raid,
-    rdma,
     storage,
     targets,
     xid,
 )
 from gpuhost_exporter.demand import demand
+from gpuhost_exporter.kinds import KINDS, SEVERITIES, Severity
 from gpuhost_exporter.latest import Latest
 from gpuhost_exporter.runner import ERRORS, IN_FLIGHT, UP
-
-Severity = Literal["critical", "warning", "info"]
-SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")
 
 _HANGS_SECONDS = 10.0
 _BUSY_RATIO = 0.5
@@ -40,38 +36,46 @@ _NOT_HERE = frozenset({"absent", "unsupported", "unavailable"})
 _FABRIC = "Look at the fabric manager: systemctl status nvidia-fabricmanager, and at SXid lines in the kernel log."
 _NVSWITCH = "Drain the host and reboot it: GPUs and NVSwitches need a reset together. The kernel log names the link."
 
-_DRIVER: dict[str, tuple[Severity, str, str]] = {
-    "no_library": ("critical", "NVIDIA's library is not installed", "Install the driver."),
-    "no_gpus": ("critical", "the driver sees no GPU", "Look for the GPUs with lspci, then power-cycle the host."),
-    "no_driver": ("critical", "the driver is not loaded", "Load it: modprobe nvidia; dmesg says why it fails."),
-    "mismatch": ("critical", "library and loaded driver differ in version", "Reload the driver or reboot."),
-    "permission": ("warning", "the device files cannot be opened", "gpuhost-exporter doctor says what to grant."),
-    "released": ("info", "NVML is released by request", "gpuhost-exporter resume takes it up again at once."),
-    "hung": ("critical", "a call into the driver does not return", "Drain the host; if it stays so, reboot."),
-    "stuck": ("critical", "a reader hangs in the driver and cannot be killed", "Drain the host and reboot it."),
-    "crashed": ("warning", "NVIDIA's library crashed its reader", "It is started again; if this repeats, reboot."),
-    "error": ("warning", "the driver cannot be read", "The exporter's log says more."),
+_DRIVER: dict[str, tuple[str, str]] = {
+    "no_library": ("NVIDIA's library is not installed", "Install the driver."),
+    "no_gpus": ("the driver sees no GPU", "Look for the GPUs with lspci, then power-cycle the host."),
+    "no_driver": ("the driver is not loaded", "Load it: modprobe nvidia; dmesg says why it fails."),
+    "mismatch": ("library and loaded driver differ in version", "Reload the driver or reboot."),
+    "permission": ("the device files cannot be opened", "gpuhost-exporter doctor says what to grant."),
+    "released": ("NVML is released by request", "gpuhost-exporter resume takes it up again at once."),
+    "hung": ("a call into the driver does not return", "Drain the host; if it stays so, reboot."),
+    "stuck": ("a reader hangs in the driver and cannot be killed", "Drain the host and reboot it."),
+    "crashed": ("NVIDIA's library crashed its reader", "It is started again; if this repeats, reboot."),
+    "error": ("the driver cannot be read", "The exporter's log says more."),
 }
 _WITHOUT_GPUS: dict[str, tuple[str, str]] = {
     "no_library": ("no driver", "Install NVIDIA's driver and load it: modprobe nvidia."),
     "no_driver": ("the driver is not loaded", "Load it: modprobe nvidia; dmesg says why it fails."),
     "no_gpus": ("the driver takes none", "dmesg says why; then power-cycle the host."),
 }
-_GPU: dict[str, tuple[Severity, str]] = {
-    "lost": ("critical", "lost: it fell off the bus"),
-    "needs_reset": ("critical", "needs a reset"),
-    "hung": ("critical", "a call to it does not return"),
-    "missing": ("critical", "missing: it was here and is not listed any more"),
-    "unreadable": ("warning", "cannot be read"),
+_GPU: dict[str, str] = {
+    "lost": "lost: it fell off the bus",
+    "needs_reset": "needs a reset",
+    "hung": "a call to it does not return",
+    "missing": "missing: it was here and is not listed any more",
+    "unreadable": "cannot be read",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    severity: Severity
+    kind: str  # of KINDS
     subject: str  # "GPU 3", "GPUs 0-7", "md0"; "" for the host
     message: str
     action: str  # "" where nothing is to be done
+
+    @property
+    def severity(self) -> Severity:
+        return KINDS[self.kind].severity
+
+    @property
+    def drains(self) -> bool:
+        return KINDS[self.kind].drains
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.message}" if self.subject else self.message
@@ -80,7 +84,7 @@ class Finding:
 @dataclass(frozen=True, slots=True)
 class _GpuFinding:
     gpu: str
-    severity: Severity
+    kind: str
     message: str
     action: str
 
@@ -89,9 +93,14 @@ def find(latest: Latest, moved: Latest, now: float) -> tuple[Finding, ...]:
     """Gravest first. What several GPUs share is said once. `moved` holds the rates of counters, `now` is the time in
     seconds since the epoch.
     """
-    findings = [*_driver(latest), *_merged(_gpus(latest, now)), *_host(latest)]
-    findings += [*_storage(latest), *_demand(latest, moved), *_itself(latest)]
+    findings = [*_driver(latest), *_merged(_gpus(latest, now)), *_others(latest, moved)]
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def find_each(latest: Latest, moved: Latest, now: float) -> tuple[Finding, ...]:
+    """As find(), with what several GPUs share said of each: "GPU 3"."""
+    gpus = (Finding(said.kind, f"GPU {said.gpu}", said.message, said.action) for said in _gpus(latest, now))
+    return (*_driver(latest), *gpus, *_others(latest, moved))
 
 
 def ranges(numbers: Iterable[str]) -> str:
@@ -106,11 +115,18 @@ def ranges(numbers: Iterable[str]) -> str:
 
 
 def _merged(findings: Iterable[_GpuFinding]) -> Iterator[Finding]:
-    same: dict[tuple[Severity, str, str], list[str]] = {}
+    same: dict[tuple[str, str, str], list[str]] = {}
     for finding in findings:
-        same.setdefault((finding.severity, finding.message, finding.action), []).append(finding.gpu)
-    for (severity, message, action), gpus in same.items():
-        yield Finding(severity, f"GPU{'s' if len(gpus) > 1 else ''} {ranges(gpus) or gpus[0]}", message, action)
+        same.setdefault((finding.kind, finding.message, finding.action), []).append(finding.gpu)
+    for (kind, message, action), gpus in same.items():
+        yield Finding(kind, f"GPU{'s' if len(gpus) > 1 else ''} {ranges(gpus) or gpus[0]}", message, action)
+
+
+def _others(latest: Latest, moved: Latest) -> Iterator[Finding]:
+    for found in (_host(latest), _storage(latest), _demand(latest, moved), _itself(latest)):
+        yield from found
+    for said in network_findings.find(latest, moved):
+        yield Finding(*said)
 
 
 def _driver(latest: Latest) -> Iterator[Finding]:
@@ -118,18 +134,18 @@ def _driver(latest: Latest) -> Iterator[Finding]:
     expected, on_bus = latest.value(inventory.GPUS_EXPECTED), latest.value(driver.GPUS_ON_BUS)
     listed = len(latest.rows(driver.GPU_UP))
     if state in _DRIVER:
-        yield _without_gpus(state, on_bus, expected) or Finding(_DRIVER[state][0], "Driver", *_DRIVER[state][1:])
+        yield _without_gpus(state, on_bus, expected) or Finding(state, "Driver", *_DRIVER[state])
     if state == "ok" and on_bus is not None and listed < on_bus:
         message = f"takes {listed} of the {on_bus:.0f} NVIDIA GPUs on the PCI bus"
         yield Finding(
-            "critical", "Driver", message, "dmesg says why it leaves the others. In a container: grant it all."
+            "gpus_left_out", "Driver", message, "dmesg says why it leaves the others. In a container: grant it all."
         )
     in_flight = latest.value(driver.IN_FLIGHT)
     if state == "ok" and in_flight is not None and in_flight > _HANGS_SECONDS:
         message = f"no answer since {figures.seconds(in_flight)}"
-        yield Finding("warning", "Driver", message, "If it stays so, drain the host.")
+        yield Finding("driver_slow", "Driver", message, "If it stays so, drain the host.")
     if latest.value(driver.READER_STUCK) and state != "stuck":
-        yield Finding("critical", "Driver", *_DRIVER["stuck"][1:])
+        yield Finding("stuck", "Driver", *_DRIVER["stuck"])
 
 
 def _without_gpus(state: str, on_bus: float | None, expected: float | None) -> Finding | None:
@@ -138,11 +154,11 @@ def _without_gpus(state: str, on_bus: float | None, expected: float | None) -> F
         return None
     if on_bus:
         without, action = _WITHOUT_GPUS[state]
-        return Finding("critical", "", f"{_number(on_bus, 'NVIDIA GPU')} on the PCI bus and {without}", action)
+        return Finding("gpus_undriven", "", f"{_number(on_bus, 'NVIDIA GPU')} on the PCI bus and {without}", action)
     if not expected and (on_bus == 0 or state != "no_driver"):
-        return Finding("info", "", "No GPU is expected on this host", "")
+        return Finding("no_gpu_expected", "", "No GPU is expected on this host", "")
     if on_bus == 0:
-        return Finding("critical", "", f"No NVIDIA GPU on the PCI bus, {expected:.0f} expected", advice.POWER_CYCLE)
+        return Finding("gpus_gone", "", f"No NVIDIA GPU on the PCI bus, {expected:.0f} expected", advice.POWER_CYCLE)
     return None
 
 
@@ -156,21 +172,21 @@ def _gpus(latest: Latest, now: float) -> Iterator[_GpuFinding]:
         state = latest.state(driver.GPU_STATE, index, uuid) or ""
         asked = advice.for_gpu(latest, index, uuid, xids)
         if state in _GPU:
-            severity, message = _GPU[state]
+            message = _GPU[state]
             if state == "needs_reset" and asked == advice.POWER_CYCLE:
                 message = f"{message} that may not reach it: it fell off the bus"
-            yield _GpuFinding(index, severity, message, asked or "gpuhost-exporter doctor and the log say why.")
+            yield _GpuFinding(index, f"gpu_{state}", message, asked or "gpuhost-exporter doctor and the log say why.")
         recovery = latest.state(gpu_health.RECOVERY_ACTION, index, uuid)
         if recovery not in (None, "none"):
             message = f"the driver asks for a recovery: {recovery.replace('_', ' ')}"
-            yield _GpuFinding(index, "critical", message, asked)
-        for severity, message, action in (
+            yield _GpuFinding(index, "recovery_action", message, asked)
+        for kind, message, action in (
             *_memory(latest, index, uuid),
             *_links(latest, index, uuid),
             *_speed(latest, index, uuid),
             *_modes(latest, index, uuid),
         ):
-            yield _GpuFinding(index, severity, message, action)
+            yield _GpuFinding(index, kind, message, action)
     for seen in xids:
         if seen.severity in ("critical", "warning"):
             at = time.strftime("%d %b %H:%M:%S UTC", time.gmtime(seen.last))
@@ -178,28 +194,32 @@ def _gpus(latest: Latest, now: float) -> Iterator[_GpuFinding]:
             message = f"XID {seen.code}, {seen.meaning or 'not in the catalogue'}: {often} {at}"
             if seen.recent:
                 action = advice.for_gpu(latest, seen.index, seen.uuid, xids) or seen.action
-                yield _GpuFinding(seen.index, seen.severity, message, action)
+                yield _GpuFinding(seen.index, f"xid_{seen.severity}", message, action)
             else:
-                yield _GpuFinding(seen.index, "info", message, "")
+                yield _GpuFinding(seen.index, "xid_past", message, "")
 
 
-_Said = Iterator[tuple[Severity, str, str]]
+_Said = Iterator[tuple[str, str, str]]  # kind, message, action
 
 
 def _memory(latest: Latest, *labels: str) -> _Said:
     if latest.value(gpu_health.REMAP_FAILED, *labels):
-        yield "critical", "a broken memory row could not be replaced", advice.EXCHANGE
+        yield "remap_failed", "a broken memory row could not be replaced", advice.EXCHANGE
     if latest.value(gpu_health.SRAM_THRESHOLD, *labels):
-        yield "critical", "too many uncorrected SRAM errors", advice.EXCHANGE
+        yield "sram_threshold", "too many uncorrected SRAM errors", advice.EXCHANGE
     if latest.value(gpu_health.REMAP_BANKS, *labels, "none"):
-        yield "warning", "memory banks without a spare row left", "Plan to have the GPU exchanged."
+        yield "remap_banks", "memory banks without a spare row left", "Plan to have the GPU exchanged."
     if latest.value(gpu_health.REMAP_PENDING, *labels):
-        yield "warning", "a memory row waits to be replaced", f"Reset when convenient: nvidia-smi -r -i {labels[0]}."
+        yield (
+            "remap_pending",
+            "a memory row waits to be replaced",
+            f"Reset when convenient: nvidia-smi -r -i {labels[0]}.",
+        )
     errors = latest.value(gpu_health.ECC_ERRORS, *labels, "uncorrected")
     if errors:
-        yield "warning", f"{errors:.0f} uncorrected memory errors since the driver was loaded", "Watch it; test it."
+        yield "ecc_errors", f"{errors:.0f} uncorrected memory errors since the driver was loaded", "Watch it; test it."
     if latest.value(gpu_health.ECC_ENABLED, *labels) == 0:
-        yield "warning", "ECC is off: memory errors stay unseen", f"nvidia-smi -e 1 -i {labels[0]}, then reset."
+        yield "ecc_off", "ECC is off: memory errors stay unseen", f"nvidia-smi -e 1 -i {labels[0]}, then reset."
 
 
 def _links(latest: Latest, *labels: str) -> _Said:
@@ -212,72 +232,81 @@ def _links(latest: Latest, *labels: str) -> _Said:
             figures.rate(latest.value(spec, *labels)) for spec in (nvlink.CAPACITY, targets.NVLINK_BANDWIDTH)
         )
         message = f"{active:.0f} of {expected:.0f} NVLinks active, {figures.of(capacity, full)}"
-        yield "critical", message, advice.LINK
+        yield "nvlink_down", message, advice.LINK
     if state in ("not_started", "in_progress") or status:
         reason = f"ended with NVML error {status:.0f}" if status else state.replace("_", " ") if state else ""
-        yield "critical", f"no NVLink: registration with the fabric {reason}", _FABRIC
+        yield "fabric_unregistered", f"no NVLink: registration with the fabric {reason}", _FABRIC
     elif peers:
         slower = latest.value(nvlink.SLOWDOWN, *labels)
         by = f", {slower:.0f} times slower" if slower else ""
-        yield "critical", f"reaches {peers:.0f} other GPUs over PCIe only{by}", _FABRIC
+        yield "pcie_fallback", f"reaches {peers:.0f} other GPUs over PCIe only{by}", _FABRIC
     found = [finding for finding, value in latest.below(fabric.FINDING, *labels) if value]
     summary = latest.state(fabric.HEALTH, *labels)
     if found or summary in ("unhealthy", "limited"):
         said = ", ".join(name.replace("_", " ") for name in found) or str(summary)
-        yield "critical" if summary == "unhealthy" else "warning", f"the NVLink fabric reports: {said}", _FABRIC
+        yield (
+            f"fabric_{'unhealthy' if summary == 'unhealthy' else 'limited'}",
+            f"the NVLink fabric reports: {said}",
+            _FABRIC,
+        )
 
 
 def _speed(latest: Latest, *labels: str) -> _Said:
     reasons = [reason for reason, value in latest.below(gpu.THROTTLE_ACTIVE, *labels) if value]
     if reasons:
         cause = "power supply" if reasons == ["hw_power_brake"] else "cooling"
-        yield "warning", f"slowed down now: {', '.join(reasons)}", f"Look at the {cause}."
+        yield "throttled", f"slowed down now: {', '.join(reasons)}", f"Look at the {cause}."
     if latest.value(gpu_health.POWER_LIMIT_LOWERED, *labels):
         limit, default = (
             figures.watts(latest.value(spec, *labels))
             for spec in (gpu_health.POWER_LIMIT, gpu_health.POWER_LIMIT_DEFAULT)
         )
         action = f"If nobody wants that: nvidia-smi -i {labels[0]} -pl {default.removesuffix(' W')}."
-        yield "warning", f"power limit lowered, {figures.of(limit, default)}", action
+        yield "power_limit", f"power limit lowered, {figures.of(limit, default)}", action
     if latest.value(gpu_health.CLOCKS_LOCKED, *labels):
-        yield "warning", "clocks are locked", f"If nobody wants that: nvidia-smi -i {labels[0]} -rgc."
+        yield "clocks_locked", "clocks are locked", f"If nobody wants that: nvidia-smi -i {labels[0]} -rgc."
     width, most = latest.value(pcie.WIDTH, *labels), latest.value(pcie.WIDTH_MAX, *labels, "link")
     if width and most and width < most:
         yield (
-            "warning",
+            "pcie_width",
             f"PCIe runs with {width:.0f} of {most:.0f} lanes",
             "Have the board reseated or the slot tested.",
         )
     generation, best = latest.value(pcie.GENERATION, *labels), latest.value(pcie.GENERATION_MAX, *labels, "link")
     busy = (latest.value(gpu.UTILIZATION, *labels) or 0.0) > _BUSY_RATIO  # links rest in a lower generation when idle
     if busy and generation and best and generation < best:
-        yield "warning", f"PCIe runs as generation {generation:.0f} of {best:.0f} under load", "Have the slot tested."
+        yield (
+            "pcie_generation",
+            f"PCIe runs as generation {generation:.0f} of {best:.0f} under load",
+            "Have the slot tested.",
+        )
 
 
 def _modes(latest: Latest, *labels: str) -> _Said:
     if latest.value(gpu_health.PERSISTENCE, *labels) == 0:
-        yield "info", "persistence mode is off", "systemctl enable --now nvidia-persistenced"
+        yield "persistence_off", "persistence mode is off", "systemctl enable --now nvidia-persistenced"
     if latest.value(gpu_health.MIG_ENABLED, *labels):
         instances = sum(found[:2] == labels for found in latest.rows(mig.MIG_INFO))
-        yield "info", f"partitioned (MIG), {instances} instances", ""
+        yield "mig", f"partitioned (MIG), {instances} instances", ""
     if latest.value(targets.PRODUCT_KNOWN, *labels) == 0:
-        yield "info", "product unknown: nothing to measure it against", "Set its targets in the configuration file."
+        yield (
+            "product_unknown",
+            "product unknown: nothing to measure it against",
+            "Set its targets in the configuration file.",
+        )
     users = latest.value(gpu.USERS, *labels)
     if users and users > 1:
-        yield "info", f"processes of {users:.0f} users", ""
+        yield "several_users", f"processes of {users:.0f} users", ""
 
 
 def _host(latest: Latest) -> Iterator[Finding]:
     for code, count in advice.seen_sxids(latest):
         message = f"{_number(count, 'fatal SXid error')} {code} since the exporter started"
-        yield Finding("critical", "NVSwitch", message, _NVSWITCH)
+        yield Finding("sxid_fatal", "NVSwitch", message, _NVSWITCH)
     for kind, device in latest.rows(inventory.MISSING):
         if kind in ("drives", "arrays", "ports"):
             forget = f"If it is gone for good: gpuhost-exporter forget {device}."
-            yield Finding("warning", device, "missing: it was here before", forget)
-    for (device, port), up in latest.rows(rdma.UP).items():
-        if not up:
-            yield Finding("info", f"{device} port {port}", "down", "")
+            yield Finding("device_missing", device, "missing: it was here before", forget)
 
 
 def _storage(latest: Latest) -> Iterator[Finding]:
@@ -286,27 +315,31 @@ def _storage(latest: Latest) -> Iterator[Finding]:
         active = latest.value(raid.MEMBERS, device, "active")
         members = f"{figures.count(active)} of {figures.count(expected)} members active"
         if not up:
-            yield Finding("critical", device, f"the array does not serve its data: {members}", "Replace the drive.")
+            yield Finding("array_down", device, f"the array does not serve its data: {members}", "Replace the drive.")
         elif active is not None and expected is not None and active < expected:
-            yield Finding("warning", device, f"runs without redundancy: {members}", "Replace the drive.")
+            yield Finding("array_degraded", device, f"runs without redundancy: {members}", "Replace the drive.")
         action = latest.state(raid.SYNC, device)
         if action not in (None, "idle", "frozen"):
             progress = figures.percent(latest.value(raid.PROGRESS, device))
-            yield Finding("info", device, f"{action} under way, {progress} done", "")
+            yield Finding("array_sync", device, f"{action} under way, {progress} done", "")
     for (device,), up in latest.rows(nvme.UP).items():
         if not up:
-            yield Finding("critical", device, "the controller takes no I/O", "Have the drive exchanged.")
+            yield Finding("drive_down", device, "the controller takes no I/O", "Have the drive exchanged.")
         width, most = latest.value(nvme.WIDTH, device), latest.value(nvme.WIDTH_MAX, device)
         generation, best = latest.value(nvme.GENERATION, device), latest.value(nvme.GENERATION_MAX, device)
         if (width and most and width < most) or (generation and best and generation < best):
             link = f"PCIe {figures.count(generation)} x{figures.count(width)}"
             full = f"PCIe {figures.count(best)} x{figures.count(most)}"
-            yield Finding("warning", device, f"slow link: {link} instead of {full}", "Have the drive reseated.")
-        for severity, message, action in _drive_health(latest, device):
-            yield Finding(severity, device, message, action)
+            yield Finding("drive_link", device, f"slow link: {link} instead of {full}", "Have the drive reseated.")
+        lanes = latest.value(nvme.DRIVE_WIDTH_MAX, device)
+        if lanes and most and most < lanes:
+            message = f"in a slot of {figures.count(most)} PCIe lanes, and could use {figures.count(lanes)}"
+            yield Finding("drive_slot", device, message, "Move the drive to another slot.")
+        for kind, message, action in _drive_health(latest, device):
+            yield Finding(kind, device, message, action)
         hottest = max((value for _, value in latest.below(nvme.TEMPERATURE, device)), default=0.0)
         if hottest >= _HOT_DRIVE_CELSIUS:
-            yield Finding("warning", device, f"hot: {figures.celsius(hottest)}", "Look at the cooling.")
+            yield Finding("drive_hot", device, f"hot: {figures.celsius(hottest)}", "Look at the cooling.")
 
 
 def _demand(latest: Latest, moved: Latest) -> Iterator[Finding]:
@@ -316,25 +349,25 @@ def _demand(latest: Latest, moved: Latest) -> Iterator[Finding]:
             continue
         if found.by == "submitter":
             message = "tasks wait for buffered writes, though the drives could take more"
-            yield Finding("info", device, message, "Write checkpoints with direct I/O.")
+            yield Finding("submitter_slow", device, message, "Write checkpoints with direct I/O.")
             continue
         does = "reads" if found.direction == "read" else "writes"
         rate = f"{does} {figures.of(figures.rate(found.delivered), figures.rate(found.good))}"
         if found.member:
             action = f"Look at {found.member}'s health, temperature and PCIe link; if these are good, exchange it."
-            yield Finding("warning", device, f"waits for {found.member}: {rate}", action)
+            yield Finding("member_slow", device, f"waits for {found.member}: {rate}", action)
         elif found.slow():
             action = "Look for a rebuild, hot drives and slow PCIe links; then measure it with fio."
-            yield Finding("warning", device, f"too slow: {rate} though asked for more", action)
+            yield Finding("array_slow", device, f"too slow: {rate} though asked for more", action)
 
 
-_WARNED: dict[str, tuple[Severity, str]] = {
-    "spare_low": ("warning", "the drive runs out of spare blocks"),
-    "temperature": ("warning", "the drive is too hot or too cold, by its own measure"),
-    "reliability_degraded": ("critical", "the drive calls itself unreliable"),
-    "read_only": ("critical", "the drive takes no more writes"),
-    "backup_failed": ("warning", "the drive may lose writes when power fails"),
-    "persistent_memory_unreliable": ("warning", "the drive's persistent memory is unreliable"),
+_WARNED: dict[str, tuple[str, str]] = {
+    "spare_low": ("drive_warns", "the drive runs out of spare blocks"),
+    "temperature": ("drive_warns", "the drive is too hot or too cold, by its own measure"),
+    "reliability_degraded": ("drive_unreliable", "the drive calls itself unreliable"),
+    "read_only": ("drive_read_only", "the drive takes no more writes"),
+    "backup_failed": ("drive_warns", "the drive may lose writes when power fails"),
+    "persistent_memory_unreliable": ("drive_warns", "the drive's persistent memory is unreliable"),
 }
 
 
@@ -342,18 +375,18 @@ def _drive_health(latest: Latest, device: str) -> _Said:
     for warning, raised in latest.below(nvme_health.WARNING, device):
         if raised:
             action = "Look at the cooling." if warning == "temperature" else "Have the drive exchanged."
-            severity, message = _WARNED[warning]
-            yield severity, message, action
+            kind, message = _WARNED[warning]
+            yield kind, message, action
     wear = latest.value(nvme_health.WEAR, device)
     if wear is not None and wear >= 1:
-        yield "warning", f"worn: {figures.percent(wear)} of its rated endurance used", "Plan to exchange the drive."
+        yield "drive_worn", f"worn: {figures.percent(wear)} of its rated endurance used", "Plan to exchange the drive."
     errors = latest.value(nvme_health.MEDIA_ERRORS, device)
     if errors:
-        yield "info", f"{errors:.0f} media errors in its life", "If they grow: have the drive exchanged."
+        yield "media_errors", f"{errors:.0f} media errors in its life", "If they grow: have the drive exchanged."
     waited = latest.value(nvme_health.IN_FLIGHT, device) or 0.0
     if waited > _HANGS_SECONDS:
         message = f"the controller has not answered for {figures.seconds(waited)}"
-        yield "warning", message, "If it stays so, have the drive exchanged."
+        yield "drive_silent", message, "If it stays so, have the drive exchanged."
 
 
 def _itself(latest: Latest) -> Iterator[Finding]:
@@ -363,15 +396,22 @@ def _itself(latest: Latest) -> Iterator[Finding]:
         kinds = {kind for kind, count in latest.below(ERRORS, name) if count}
         if in_flight > _HANGS_SECONDS:
             message = f"has waited {figures.seconds(in_flight)} for the hardware"
-            yield Finding("warning", f"Collector {name}", message, "")
+            yield Finding("collector_hung", f"Collector {name}", message, "")
         elif "denied" in kinds and not up:
             yield Finding(
-                "warning", f"Collector {name}", "has no permission", "gpuhost-exporter doctor says what to grant."
+                "collector_denied",
+                f"Collector {name}",
+                "has no permission",
+                "gpuhost-exporter doctor says what to grant.",
             )
         elif not up and kinds - _NOT_HERE and (driver_reads or "internal" in kinds):
-            yield Finding("warning", f"Collector {name}", "fails", "gpuhost-exporter doctor and the log say why.")
+            yield Finding(
+                "collector_failing", f"Collector {name}", "fails", "gpuhost-exporter doctor and the log say why."
+            )
     if latest.value(xid.KERNEL_LOG_UP) == 0:
         message = "cannot be read: errors of GPUs that fell off the bus stay unseen"
-        yield Finding("info", "Kernel log", message, "gpuhost-exporter doctor says what to grant.")
+        yield Finding("kernel_log_unread", "Kernel log", message, "gpuhost-exporter doctor says what to grant.")
     if latest.value(inventory.STATE_WRITABLE) == 0:
-        yield Finding("warning", "State directory", "cannot be written", "Look at --storage.path and its disk.")
+        yield Finding(
+            "state_unwritable", "State directory", "cannot be written", "Look at --storage.path and its disk."
+        )

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING
 
 from gpuhost_exporter.board import Board
 from gpuhost_exporter.clock import Clock
+from gpuhost_exporter.sources.contention import Waits
+from gpuhost_exporter.sources.ethtool import Network
+from gpuhost_exporter.sources.latency.results import Results
 from gpuhost_exporter.sources.mounts import Capacities
 from gpuhost_exporter.sources.nvme_health import DriveHealth
+from gpuhost_exporter.sources.placement import SwitchPorts
 
 if TYPE_CHECKING:
     from gpuhost_exporter.config import Settings
     from gpuhost_exporter.sources.files import Root
     from gpuhost_exporter.sources.kmsg import KernelLog
+    from gpuhost_exporter.sources.marker import Marker
     from gpuhost_exporter.sources.nvml.client import NvmlClient
     from gpuhost_exporter.sources.processes import Processes
     from gpuhost_exporter.sources.state import State
@@ -32,5 +37,10 @@ class Host:
     state: State
     simulated: str = ""  # HOST:SCENARIO, empty on a real host
     capacities: Capacities = field(default_factory=Capacities)
+    network: Network = field(default_factory=Network)
+    waits: Waits = field(default_factory=Waits)
+    switch_ports: SwitchPorts = field(default_factory=SwitchPorts)
     board: Board = field(default_factory=Board)
     drive_health: DriveHealth = field(default_factory=DriveHealth)
+    marker: Marker | None = None  # where training scripts mark their checkpoints; none unless the ledger serves
+    latency: Results = field(default_factory=Results)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from gpuhost_exporter.app import App
+from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors import ALL
 from gpuhost_exporter.collectors.gpu import UTILIZATION_SOURCE
 from gpuhost_exporter.config import Settings
 from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Task
 from gpuhost_exporter.sources.launcher import Launcher
+from gpuhost_exporter.specs import Spec
 from gpuhost_exporter.status import RATED, build
 from gpuhost_exporter.table import render, table
 
@@ -24,7 +26,7 @@ def snapshot(settings: Settings, launcher: Launcher, timeout: float, *, as_json:
     app = App(settings, launcher)
     try:
         app.start()
-        rates = _look_twice(app, timeout)
+        rates = look_twice(app, timeout)
         samples = [*app.runner.samples(), *app.own_samples()]
         silent = [task.collector.name for task in app.runner.tasks if not task.polls]
         if as_json:
@@ -52,13 +54,13 @@ def doctor(settings: Settings, launcher: Launcher) -> int:
     app = App(settings, launcher)
     try:
         app.start()
-        _look_twice(app, 5.0)
+        look_twice(app, 5.0)
         tasks = {task.collector.name: task for task in app.runner.tasks}
         rows = []
         for kind in ALL:
             task = tasks.get(kind.name)
             if task is None:
-                why = "switched off" if kind.on_by_default else f"switched on with --collector.{kind.name}"
+                why = "switched off" if kind.on_by_default else f"switched on with {_switch(kind)}"
                 rows.append((kind.name, "off", "", why))
                 continue
             rows.append((kind.name, *_verdict(task)))
@@ -70,6 +72,10 @@ def doctor(settings: Settings, launcher: Launcher) -> int:
         return 1 if any(row[1] in ("denied", "failing", "hung") for row in rows) else 0
     finally:
         app.close()
+
+
+def _switch(kind: type[Collector]) -> str:
+    return kind.switch or f"--collector.{kind.name}"
 
 
 def _verdict(task: Task) -> tuple[str, str, str]:
@@ -95,10 +101,10 @@ def _profiling(task: Task) -> Iterator[str]:
             yield f"GPU {labels[0]}: profiling (GPM): denied"
 
 
-def _look_twice(app: App, timeout: float) -> Mapping[Series, float]:
+def look_twice(app: App, timeout: float, rated: Iterable[Spec] = RATED) -> Mapping[Series, float]:
     """Have every collector poll, and again once a ratio or a rate can be told; the rates. Ends when the time is up."""
     until = time.monotonic() + timeout
-    rates = Rates(RATED)
+    rates = Rates(rated)
     _wait(app, until, dict.fromkeys(app.runner.tasks, 0))
     rates.look(app.runner.snapshots())
     time.sleep(max(0.0, min(_APART, until - time.monotonic())))

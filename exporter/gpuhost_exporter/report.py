@@ -56,12 +56,9 @@ def _page(gpus: tuple[Spent, ...], since: float) -> str:
     rows = [_row(spent) for spent in (*gpus, together(gpus))]
     text = f"GPU time since {start}\n" + table(("GPU", "booked", "worked", "lost", "dollars", "most of it to"), rows)
     for spent in gpus:
-        for account in spent.losses[:1]:
-            if spent.seconds[account] >= _SHOWN_SECONDS:
-                text += (
-                    f"GPU {spent.gpu} lost {figures.seconds(spent.seconds[account])} to {account}, "
-                    f"${spent.dollars[account]:.2f}\n"
-                )
+        if spent.most and spent.most[1] >= _SHOWN_SECONDS:
+            account, seconds, dollars = spent.most
+            text += f"GPU {spent.gpu} lost {figures.seconds(seconds)} to {account}, ${dollars:.2f}\n"
     return text
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from gpuhost_exporter import network_findings
 from gpuhost_exporter.advice import SeenXid, seen_xids
 from gpuhost_exporter.collectors import (
     ALL,
@@ -21,6 +22,8 @@ from gpuhost_exporter.collectors import (
     mig,
     nvlink,
     nvme,
+    nvme_health,
+    platform,
     raid,
     rdma,
     storage,
@@ -35,6 +38,9 @@ from gpuhost_exporter.latest import Latest, Series
 from gpuhost_exporter.runner import AGE, ERRORS, IN_FLIGHT, UP
 from gpuhost_exporter.specs import Sample, Spec
 
+if TYPE_CHECKING:
+    from gpuhost_exporter.ledger.cost import Spent
+
 Verdict = Literal["good", "unknown", "info", "warning", "critical"]
 CollectorState = Literal["ok", "waiting", "not here", "denied", "failing"]
 
@@ -47,6 +53,7 @@ RATED: tuple[Spec, ...] = (
     storage.SATURATED_BYTES,
     storage.LIMITED,
     storage.LIMITING,
+    *network_findings.RATED,
 )
 
 _GRAVE: tuple[Literal["critical", "warning"], ...] = ("critical", "warning")
@@ -89,6 +96,7 @@ class GpuRow:
     throttling: tuple[str, ...] | None
     xids: float | None  # critical ones and warnings, since the exporter started
     xid_severity: Literal["critical", "warning", ""]  # the gravest of late
+    lost: tuple[str, float, float] | None  # to which account most in 24 hours, seconds, dollars; None without a ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,8 @@ class DriveRow:
     written: float | None
     size: float | None
     temperature: float | None
+    wear: float | None
+    spare: float | None
     generation: float | None
     generation_max: float | None
     width: float | None
@@ -174,13 +184,19 @@ class Status:
     drives: tuple[DriveRow, ...]
     ports: tuple[PortRow, ...]
     collectors: tuple[CollectorRow, ...]
-    machine: tuple[str, ...]  # make, processor, kernel, driver, what of it is told
+    machine: tuple[str, ...]  # make, processor, metal or virtual, kernel, driver, what of it is told
     version: str
 
 
-def build(samples: Iterable[Sample], rates: Mapping[Series, float] | None = None, now: float | None = None) -> Status:
+def build(
+    samples: Iterable[Sample],
+    rates: Mapping[Series, float] | None = None,
+    now: float | None = None,
+    spent: Iterable[Spent] = (),
+) -> Status:
     """`rates`: what the counters of RATED do a second, from Rates.look(); without them rates are not told.
 
+    `spent`: each GPU's last 24 hours, where the ledger keeps them.
     `now`: the samples' time in seconds since the epoch, the present where it is not given.
     """
     now = time.time() if now is None else now
@@ -188,7 +204,8 @@ def build(samples: Iterable[Sample], rates: Mapping[Series, float] | None = None
     moved = Latest(Sample(spec, labels, value) for (spec, labels), value in (rates or {}).items())
     findings = find(latest, moved, now)
     xids = tuple(seen_xids(latest, now))
-    gpus = tuple(sorted(_gpus(latest, xids), key=lambda row: (not row.index.isdecimal(), row.index.zfill(4))))
+    lost = {each.uuid: each.most for each in spent}
+    gpus = tuple(sorted(_gpus(latest, xids, lost), key=lambda row: (not row.index.isdecimal(), row.index.zfill(4))))
     verdict, headline, action = _headline(findings, gpus, latest)
     return Status(
         verdict=verdict,
@@ -218,7 +235,9 @@ def _headline(findings: tuple[Finding, ...], gpus: tuple[GpuRow, ...], latest: L
     return "unknown", "Nothing is known of the GPUs yet", ""
 
 
-def _gpus(latest: Latest, xids: Sequence[SeenXid]) -> Iterator[GpuRow]:
+def _gpus(
+    latest: Latest, xids: Sequence[SeenXid], lost: Mapping[str, tuple[str, float, float] | None]
+) -> Iterator[GpuRow]:
     for labels in latest.rows(driver.GPU_UP):
         index, uuid = labels
         links = tuple(sorted((int(link), bool(up)) for link, up in latest.below(nvlink.UP, *labels)))
@@ -247,6 +266,7 @@ def _gpus(latest: Latest, xids: Sequence[SeenXid]) -> Iterator[GpuRow]:
             throttling=tuple(reason for reason, on in reasons.items() if on) if reasons else None,
             xids=_xids(latest, labels, seen),
             xid_severity=next((word for word in _GRAVE if any(x.recent and x.severity == word for x in seen)), ""),
+            lost=lost.get(uuid),
         )
 
 
@@ -306,6 +326,8 @@ def _drives(latest: Latest, moved: Latest) -> Iterator[DriveRow]:
             written=_sum(value for name in namespaces if (value := moved.value(block.WRITTEN_BYTES, name)) is not None),
             size=_sum(value for name in namespaces if (value := latest.value(block.SIZE, name)) is not None),
             temperature=max((value for _, value in latest.below(nvme.TEMPERATURE, device)), default=None),
+            wear=latest.value(nvme_health.WEAR, device),
+            spare=latest.value(nvme_health.SPARE, device),
             generation=latest.value(nvme.GENERATION, device),
             generation_max=latest.value(nvme.GENERATION_MAX, device),
             width=latest.value(nvme.WIDTH, device),
@@ -349,6 +371,8 @@ def _collectors(latest: Latest) -> Iterator[CollectorRow]:
 def _machine(latest: Latest) -> Iterator[str]:
     facts = latest.facts(machine.INFO)
     yield from filter(None, (f"{facts.get('vendor', '')} {facts.get('product', '')}".strip(), facts.get("processor")))
+    for (hypervisor,), virtual in latest.rows(platform.VIRTUALIZED).items():
+        yield f"virtual machine ({hypervisor})" if virtual else "bare metal"
     if facts.get("kernel"):
         yield f"Linux {facts['kernel']}"
     versions = latest.facts(driver.DRIVER_INFO)

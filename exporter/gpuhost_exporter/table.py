@@ -42,7 +42,7 @@ def _sections(status: Status) -> Iterator[Iterable[str]]:
             ("array", "state", "members", "read", "written", "under demand", "size"), map(_array, status.arrays)
         )
     if status.drives:
-        columns = ("drive", "state", "read", "written", "temp", "PCIe", "size", "model")
+        columns = ("drive", "state", "read", "written", "temp", "worn", "spare", "PCIe", "size", "model")
         yield table(columns, map(_drive, status.drives))
     if status.ports:
         yield table(("port", "state", "rate", "received", "sent", "interface"), map(_port, status.ports))
@@ -118,6 +118,8 @@ def _drive(row: DriveRow) -> tuple[str, ...]:
         figures.rate(row.read),
         figures.rate(row.written),
         figures.celsius(row.temperature),
+        figures.percent(row.wear),
+        figures.percent(row.spare),
         link if link == full or figures.NOTHING in link + full else f"{link} of {full}",
         figures.size(row.size),
         row.model or figures.NOTHING,

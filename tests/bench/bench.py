@@ -105,11 +105,16 @@ class Peer:
         return found
 
     def cpu(self) -> float:
-        total = 0
+        return sum(self.cpu_by_name().values())
+
+    def cpu_by_name(self) -> dict[str, float]:
+        """Seconds by the process' name."""
+        found: dict[str, float] = {}
         for pid in self.pids():
-            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += int(words[11]) + int(words[12])
-        return total / _TICK
+            head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+            words, name = tail.split(), head.partition("(")[2]
+            found[name] = found.get(name, 0.0) + (int(words[11]) + int(words[12])) / _TICK
+        return found
 
     def measure_memory(self) -> None:
         total = 0

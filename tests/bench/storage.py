@@ -2,27 +2,34 @@
 
     python tests/bench/storage.py [POLLS]
 
-The tree lies on a tmpfs and its counters move between polls; CPU is this process's own, without writing the tree.
+The tree lies on a tmpfs and its counters move between polls; CPU is this process's own, without writing the tree. Once
+with drives that answer, and once while one leaves the command for its health log unanswered for a minute.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+
+from support.drives import Controllers
 
 from gpuhost_exporter.board import Board
 from gpuhost_exporter.collectors.block import BlockCollector
 from gpuhost_exporter.collectors.filesystem import FilesystemCollector
 from gpuhost_exporter.collectors.nfs import NfsCollector
+from gpuhost_exporter.collectors.nvme import NvmeCollector
+from gpuhost_exporter.collectors.nvme_health import NvmeHealthCollector
 from gpuhost_exporter.collectors.pagecache import PageCacheCollector
 from gpuhost_exporter.collectors.raid import RaidCollector
 from gpuhost_exporter.collectors.storage import StorageCollector
 from gpuhost_exporter.config import Settings
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.mounts import Capacities
+from gpuhost_exporter.sources.nvme_health import DriveHealth, DriveReader
 from gpuhost_exporter.targets import Targets
 
 DRIVES, ARRAYS = 24, 3
@@ -64,6 +71,7 @@ def build(folder: Path) -> None:
             folder,
             ends | {f"{disk}/size": "15002931888", f"{disk}/queue/max_sectors_kb": "256", f"{disk}/dev": "259:0"},
         )
+        put(folder, {f"dev/nvme{number}": ""})
         put(folder, {f"{device}/nvme/nvme{number}/{file}": text for file, text in (
             ("state", "live"), ("transport", "pcie"), ("address", address), ("serial", f"S{number}"),
         )})  # fmt: skip
@@ -102,37 +110,67 @@ def diskstats(folder: Path, poll: int) -> None:
     (folder / "proc/diskstats").write_text("\n".join(lines))
 
 
+KINDS = (
+    StorageCollector, BlockCollector, PageCacheCollector, RaidCollector, FilesystemCollector, NfsCollector,
+    NvmeCollector, NvmeHealthCollector,
+)  # fmt: skip
+READER_SECONDS = 2  # between two looks of the privileged reader
+
+
+class Cost:
+    """CPU seconds in all, and the longest turn by the clock on the wall."""
+
+    def __init__(self) -> None:
+        self.cpu = self.longest = 0.0
+
+    def __call__(self, turn):
+        cpu, wall = time.process_time(), time.perf_counter()
+        result = turn()
+        self.cpu += time.process_time() - cpu
+        self.longest = max(self.longest, time.perf_counter() - wall)
+        return result
+
+
+def run(name: str, polls: int, *, hangs: bool) -> None:
+    clock = Moving()
+    root = Root.below(name)
+    host = SimpleNamespace(
+        root=root, board=Board(), settings=Settings(), targets=Targets.load({}), clock=clock,
+        capacities=Capacities(lambda _: SimpleNamespace(f_frsize=4096, f_blocks=9, f_bavail=5)),
+        drive_health=DriveHealth(),
+    )  # fmt: skip
+    drives = Controllers()
+    reader = DriveReader(root, 60.0, clock, drives)
+    answers = drives.hanging["nvme7"] = threading.Event()
+    if not hangs:
+        answers.set()
+    subjects = [kind(host) for kind in KINDS]
+    costs = {kind.name: Cost() for kind in KINDS} | {"reader": Cost()}
+    for poll in range(1, polls + 1):
+        diskstats(Path(name), poll)
+        clock.at += 1
+        if poll % READER_SECONDS == 0:
+            host.drive_health.put(costs["reader"](reader.look))
+        if poll == 61:
+            answers.set()
+        for subject in subjects:
+            if poll % subject.interval == 0:
+                samples = costs[subject.name](lambda subject=subject: tuple(subject.poll(clock.at)))
+                assert samples or isinstance(subject, NfsCollector)
+    print(
+        f"{DRIVES} drives, {ARRAYS} arrays, {polls} s, {'one drive silent for 60 s' if hangs else 'all drives answer'}:"
+    )
+    for subject, cost in costs.items():
+        print(f"  {subject:<12}{60 * cost.cpu / polls:6.3f} CPU s/min, longest poll {1000 * cost.longest:6.1f} ms")
+    print(f"  {'all':<12}{60 * sum(cost.cpu for cost in costs.values()) / polls:6.3f} CPU s/min")
+
+
 def main() -> None:
     polls = int(sys.argv[1]) if len(sys.argv) > 1 else 300
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
-        folder = Path(name)
-        build(folder)
-        clock = Moving()
-        host = SimpleNamespace(
-            root=Root.below(name), board=Board(), settings=Settings(), targets=Targets.load({}), clock=clock,
-            capacities=Capacities(lambda _: SimpleNamespace(f_frsize=4096, f_blocks=9, f_bavail=5)),
-        )  # fmt: skip
-        kinds = (StorageCollector, BlockCollector, PageCacheCollector, RaidCollector, FilesystemCollector, NfsCollector)
-        cost = dict.fromkeys(kinds, 0.0)
-        longest = dict.fromkeys(kinds, 0.0)
-        subjects = [kind(host) for kind in kinds]
-        for poll in range(1, polls + 1):
-            diskstats(folder, poll)
-            clock.at += 1
-            for subject in subjects:
-                if poll % subject.interval:
-                    continue
-                begin = time.process_time()
-                samples = tuple(subject.poll(clock.at))
-                took = time.process_time() - begin
-                cost[type(subject)] += took
-                longest[type(subject)] = max(longest[type(subject)], took)
-                assert samples or type(subject) is NfsCollector
-        print(f"{DRIVES} drives, {ARRAYS} arrays, {polls} s:")
-        for kind, seconds in cost.items():
-            print(
-                f"  {kind.name:<12}{60 * seconds / polls:6.3f} CPU s/min, longest poll {1000 * longest[kind]:5.1f} ms"
-            )
+        build(Path(name))
+        for hangs in (False, True):
+            run(name, polls, hangs=hangs)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ VOLATILE = (
     "gpuhost_boot_time_seconds",
     "gpuhost_gpu_memory_bandwidth_bytes_total",
     "timestamp_seconds",
+    "gpuhost_gpu_time_seconds_total",
+    "gpuhost_ledger_pending_seconds",
+    "gpuhost_gpu_hang_seconds",
+    "gpuhost_gpu_busy_sm_ratio",
 )
 
 

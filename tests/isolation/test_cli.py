@@ -17,7 +17,8 @@ from gpuhost_exporter import __version__, catalogue
 from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.sim import control
 
-COMMANDS = ("serve", "snapshot", "doctor", "check-config", "metrics", "release", "resume", "simulate", "forget")
+MORE = ("verify", "health", "node-condition", "drains", "report")
+COMMANDS = ("serve", "snapshot", "doctor", "check-config", "metrics", "release", "resume", "simulate", "forget", *MORE)
 HOSTS = "h100x8, l40s, vm, mig, oldkernel, nogpu"
 LOCAL = "--web.listen-address=127.0.0.1:0"
 
@@ -169,6 +170,7 @@ def test_check_config_prints_what_is_in_force_flags_over_file(run, tmp_path):
         "storage path: /var/lib/b",
         "log level: debug",
         "NVML call timeout: 2.5 s",
+        "hosts whose latency is probed: none",
         "collectors off: rdma, mig",
     ]
 

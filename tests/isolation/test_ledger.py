@@ -47,7 +47,7 @@ def whole(series, gpu):
 
 def test_a_checkpoint_is_booked_measured_and_reported(start, tmp_path):
     kept = f"--storage.path={tmp_path / 'kept'}"
-    daemon = start("checkpoint-sync", kept, elapsed=27.0, config="[price]\ngpu-hour = 3600\n")
+    daemon = start("checkpoint-sync", kept, elapsed=20.0, config="[price]\ngpu-hour = 3600\n")
     name = "gpuhost_checkpoint_duration_seconds"
     series = daemon.wait_until(lambda seen: value(seen, f"{name}_count", mode="sync") == 1, 40)
     for gpu in GPUS:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from support.crowd import Victim, others
 from support.fakes import FakeClock
 from support.worker import Worker
 
@@ -21,20 +18,6 @@ from gpuhost_exporter.sources.follow import Follower
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 CPU_SECONDS_A_MINUTE = 0.35
-
-
-@contextlib.contextmanager
-def others(count):
-    """So many more processes on the host."""
-    script = f"i=0; while [ $i -lt {count} ]; do sleep 600 & i=$((i+1)); done; echo; wait"
-    shell = subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
-    shell.stdout.readline()
-    try:
-        yield
-    finally:
-        os.killpg(shell.pid, signal.SIGKILL)
-        shell.wait()
-        shell.stdout.close()
 
 
 def test_eight_holders_with_seven_workers_each_among_two_thousand_others(capsys):
@@ -62,46 +45,20 @@ def test_eight_holders_with_seven_workers_each_among_two_thousand_others(capsys)
     assert spent < CPU_SECONDS_A_MINUTE
 
 
-_VICTIM = """
-import os, sys, threading, time
-threading.stack_size(65536)
-for _ in range(499):
-    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
-null = os.open("/dev/null", os.O_WRONLY)
-print(flush=True)
-for line in sys.stdin:
-    end, took = time.monotonic() + float(line), []
-    while time.monotonic() < end:
-        begin = time.perf_counter_ns()
-        os.write(null, b"x"), os.times()
-        took.append(time.perf_counter_ns() - begin)
-        time.sleep(0.0005)
-    took.sort()
-    print(took[len(took) // 2], took[len(took) * 99 // 100], flush=True)
-"""
-
-
 def test_a_process_with_500_threads_does_not_feel_being_looked_at(capsys):
     """Twenty looks a second in place of one: median and 99th percentile of two system calls, in microseconds."""
-    victim = subprocess.Popen([sys.executable, "-c", _VICTIM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    victim.stdout.readline()
     best = {}
-    try:
+    with Victim() as victim:
         for rate in (0, 20) * 3:
             follower = Follower(Root(), SystemClock())
-            victim.stdin.write("3\n")
-            victim.stdin.flush()
+            victim.start(3.0)
             end = time.monotonic() + 2.8
             while rate and time.monotonic() < end:
                 follower.look({"GPU-0": [victim.pid]})
                 time.sleep(1 / rate)
-            told = [int(word) / 1000 for word in victim.stdout.readline().split()]
+            took = victim.finish()
+            told = [took[len(took) // 2], took[len(took) * 99 // 100]]
             best[rate] = min(best.get(rate, told), told)
-    finally:
-        victim.kill()
-        victim.wait()
-        victim.stdin.close()
-        victim.stdout.close()
     with capsys.disabled():
         print(f"\nmedian, 99 %: {best[0]} us left alone, {best[20]} us looked at")
     assert best[20][0] < 1.5 * best[0][0]

@@ -133,6 +133,7 @@ class Trace:
                 written_chars=int(share * (new.job_write - old.job_write)),
                 write_bytes=0,
                 cancelled_bytes=0,
+                made_bytes=int(share * (new.job_write - old.job_write)),
                 mount="/data",
             )
             for gpu in holders

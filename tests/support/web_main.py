@@ -27,7 +27,9 @@ def metrics(openmetrics, gzip):
 def main():
     sys.setswitchinterval(0.001)  # both as the exporter does
     linux.bound_malloc()
-    routes = Routes(metrics, lambda: (True, "alive"), lambda: (True, "ready"), lambda nonce: nonce.encode())
+    routes = Routes(
+        metrics, lambda: (True, "alive"), lambda: (True, "ready"), lambda nonce: nonce.encode(), lambda: ("fit", "well")
+    )
     server = Server(["127.0.0.1:0"], routes, sys.argv[1] or None)
     server.start()
     print(server.addresses[0], flush=True)

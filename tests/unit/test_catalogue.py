@@ -12,13 +12,15 @@ from support.gpus import FakeNvml, host_of, poll
 
 from gpuhost_exporter import catalogue, exposition, runner
 from gpuhost_exporter.collector import Collector
-from gpuhost_exporter.collectors import ALL
+from gpuhost_exporter.collectors import ALL, jobs
 from gpuhost_exporter.sim import control
-from gpuhost_exporter.sim.ioctl import ioctl
+from gpuhost_exporter.sim.ioctl import Interfaces, ioctl
 from gpuhost_exporter.sim.mounts import Statvfs
 from gpuhost_exporter.sim.nvml import SimNvml
 from gpuhost_exporter.sim.tree import Tree
+from gpuhost_exporter.sources.ethtool import Network
 from gpuhost_exporter.sources.kmsg import KernelLog
+from gpuhost_exporter.sources.latency.results import Round
 from gpuhost_exporter.sources.mounts import Capacities
 from gpuhost_exporter.sources.nvme_health import DriveReader
 from gpuhost_exporter.sources.nvml.reader import Reader
@@ -58,8 +60,19 @@ PROMISED = {
     "gpuhost_storage_limited_seconds_total": ("device", "by"),
     "gpuhost_filesystem_free_bytes": ("mountpoint",),
     "gpuhost_target_storage_bytes_per_second": ("band",),
+    "gpuhost_rdma_port_up": ("device", "port"),
+    "gpuhost_rdma_port_bytes_total": ("device", "port", "direction"),
+    "gpuhost_rdma_port_rate_bytes_per_second": ("device", "port"),
+    "gpuhost_rdma_congestion_events_total": ("device", "port", "type"),
+    "gpuhost_rdma_pause_seconds_total": ("device", "priority"),
+    "gpuhost_virtualized": ("hypervisor",),
+    "gpuhost_cpu_steal_seconds_total": (),
+    "gpuhost_numa_node": ("device",),
     "gpuhost_target_nvlink_bandwidth_bytes_per_second": GPU,
     "gpuhost_target_memory_bandwidth_bytes_per_second": GPU,
+    "gpuhost_fabric_round_trip_seconds": ("peer", "transport", "le"),
+    "gpuhost_fabric_probe_loss_ratio": ("peer", "transport"),
+    "gpuhost_target_collective_latency_seconds": (),
     "gpuhost_collector_up": ("collector",),
     "gpuhost_collector_age_seconds": ("collector",),
     "gpuhost_boot_time_seconds": (),
@@ -106,7 +119,8 @@ def test_no_name_is_declared_twice(monkeypatch):
 def test_labels_and_help_follow_the_house(spec):
     if "gpu" in spec.labels or "uuid" in spec.labels:
         assert spec.labels[:2] == GPU or (spec.kind == "info" and "gpu" not in spec.labels)
-    assert not {"pid", "process", "user", "job", "quantile", "instance"} & set(spec.labels)
+    whose = {"job", "user"} if spec is jobs.INFO else set()  # one series a GPU; users only where a site asks for them
+    assert not {"pid", "process", "user", "job", "quantile", "instance"} & set(spec.labels) - whose
     assert ("le" in spec.labels) == (spec.kind == "histogram")
     assert "\n" not in spec.help
     assert spec.help[0].isupper() or spec.help[0].isdigit()
@@ -159,7 +173,9 @@ def test_every_collector_tells_its_own_specs_and_no_others(tmp_path):
     host = host_of(nvml, tmp_path / "root")
     host.clock, host.kernel_log, host.state = clock, KernelLog(), State(str(tmp_path / "state"))
     host.capacities = Capacities(Statvfs(str(tmp_path / "root")))
+    host.network = Network(Interfaces(str(tmp_path / "root")))
     host.drive_health.put(DriveReader(host.root, 60.0, clock, ioctl).look())
+    host.latency.put(Round("gpu-b", "tcp", (1e-4,), 1, 0, clock.wall()))
     subjects = [kind(host) for kind in ALL]
     for collector in subjects:
         poll(collector, clock.now())
@@ -167,7 +183,7 @@ def test_every_collector_tells_its_own_specs_and_no_others(tmp_path):
     told = {collector.name: poll(collector, clock.now()) for collector in subjects}
     assert [collector.remarks() for collector in subjects] == [()] * len(ALL)
     nvml.reader.close()
-    assert {name for name, series in told.items() if not series} == {"mig"}
+    assert {name for name, series in told.items() if not series} == {"mig", "verify"}
     silent = {
         spec.name for kind in ALL for spec in kind.specs if spec.name.removeprefix("gpuhost_") not in told[kind.name]
     }

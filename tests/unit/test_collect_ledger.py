@@ -11,10 +11,12 @@ from prometheus_client.parser import text_string_to_metric_families as text
 from support.gpus import FakeNvml, gpu, host_of, poll
 from support.traces import Trace
 
+from gpuhost_exporter.collectors.checkpoints import RESULTS
 from gpuhost_exporter.collectors.ledger import LedgerCollector
 from gpuhost_exporter.config import Price, Settings
 from gpuhost_exporter.exposition import Renderer
 from gpuhost_exporter.ledger.accounts import ACCOUNTS
+from gpuhost_exporter.sources.marker import Marker
 from gpuhost_exporter.sources.state import State
 
 
@@ -100,6 +102,60 @@ def test_it_says_what_it_judges_by(tmp_path, profiled, processes, labels):
     watched = Watched(tmp_path, ("steady", 5), profiled=profiled, processes=processes).run()
     assert watched.of("ledger_evidence_info", *labels) == 1
     assert len(watched.found["ledger_evidence_info"]) == 2
+
+
+def test_processes_that_may_not_be_read_are_told_to_doctor_with_what_grants_it(tmp_path):
+    class Denied(Watched):
+        def windows(self, before, now):
+            return tuple(
+                replace(each, processes=tuple(process._replace(denied=True) for process in each.processes))
+                for each in super().windows(before, now)
+            )
+
+    watched = Denied(tmp_path, ("steady", 5)).run()
+    assert watched.collector.remarks() == ("I/O of GPU processes: denied",)
+    assert "CAP_SYS_PTRACE" in watched.collector.privilege
+    assert watched.of("ledger_evidence_info", "gpm", "none") == 1
+    assert Watched(tmp_path, ("steady", 5)).run().collector.remarks() == ()
+
+
+def test_the_step_of_a_job_that_pauses_in_each_is_told_and_of_one_that_does_not_is_not(tmp_path):
+    paused = Watched(tmp_path, ("data-starved", 100)).run()
+    assert [paused.of("gpu_step_seconds", index=index) for index in (0, 1)] == pytest.approx([3.7, 3.7], rel=0.01)
+    assert "gpu_step_seconds" not in Watched(tmp_path, ("steady", 100)).run().found
+
+
+def test_it_says_whose_work_each_gpu_does(tmp_path):
+    watched = Watched(tmp_path, ("steady", 5)).run()
+    assert watched.of("gpu_job_info", "slurm:90017", "", "", "", "", "", "", "") == 1
+    assert watched.of("gpu_jobs") == 1
+    assert len(watched.found["gpu_job_info"]) == 2
+
+
+def test_marks_are_taken_counted_and_logged(tmp_path, caplog):
+    watched = Watched(tmp_path, ("steady", 30))
+    marker = watched.host.marker = Marker(str(tmp_path), watched.host.clock)
+    watched.run(range(10))
+    assert watched.found["checkpoint_marks_total"] == {(result,): 0 for result in RESULTS}
+    pid = watched.gpus[0].pids[0]
+    marker._take(b"gpuhost/1 checkpoint end 1 2.5 step-7", pid, limited=False)
+    marker._take(b"gpuhost/1 checkpoint end 1 2.5 step-7", 4_000_000, limited=False)
+    marker._take(b"garbage", pid, limited=False)
+    with caplog.at_level("INFO"):
+        watched.run(range(10, 25))
+    counts = {result: value for (result,), value in watched.found["checkpoint_marks_total"].items()}
+    assert counts == {"taken": 1, "unowned": 1, "malformed": 1, "limited": 0}
+    assert "checkpoint step-7 of slurm:90017: 2.5 s" in caplog.text
+    assert watched.found["checkpoint_last_duration_seconds"] == {("/data", "async"): pytest.approx(2.5)}
+
+
+def test_a_socket_that_could_not_be_made_has_no_counters_and_is_remarked(tmp_path):
+    watched = Watched(tmp_path, ("steady", 3))
+    watched.host.marker = Marker("/proc", watched.host.clock)
+    watched.host.marker.start()
+    watched.run()
+    assert "checkpoint_marks_total" not in watched.found
+    assert any(remark.startswith("marker: /proc/marker/socket:") for remark in watched.collector.remarks())
 
 
 def test_a_gap_before_the_start_is_a_gauge_and_no_jump(tmp_path):

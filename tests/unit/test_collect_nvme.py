@@ -63,6 +63,8 @@ def test_a_drive_has_identity_state_temperature_and_link(tmp_path):
         ("nvme_pcie_generation_max", "nvme0"): 4,
         ("nvme_pcie_width", "nvme0"): 4,
         ("nvme_pcie_width_max", "nvme0"): 4,
+        ("nvme_pcie_drive_generation_max", "nvme0"): 5,
+        ("nvme_pcie_drive_width_max", "nvme0"): 4,
     }
     (posted,) = host.board.last("drives", tuple, host.clock.now())
     assert (posted.name, posted.serial) == ("nvme0", "S6CKNE0W500120")

@@ -53,6 +53,16 @@ def test_a_recovering_mirror_is_up_degraded_and_tells_progress(tmp_path):
     assert got["array_sync_bytes_per_second", "md0"] == 1024 * 1024
 
 
+def test_what_a_check_found_and_errors_made_good_are_told_of_a_mirror(tmp_path):
+    files = array("raid1", "2", sync_action="idle", mismatch_cnt="128") | {f"{MD}/dev-sdb/errors": "8\n"}
+    files |= {f"{MD}/dev-sdb/bad_blocks": "65536 8\n70000 2\n", f"{MD}/dev-sda/bad_blocks": ""}
+    got = poll(tmp_path, files | member("sda", "0") | member("sdb", "1"))
+    assert (got["array_member_bad_bytes", "md0", "sda"], got["array_member_bad_bytes", "md0", "sdb"]) == (0, 5120)
+    assert got["array_mismatched_bytes", "md0"] == 128 * 512
+    assert got["array_member_corrected_errors_total", "md0", "sdb"] == 8
+    assert ("array_member_corrected_errors_total", "md0", "sda") not in got, "a kernel that does not tell"
+
+
 def test_an_idle_mirror_has_neither_progress_nor_speed(tmp_path):
     files = array("raid1", "1", degraded="0", sync_action="idle", sync_completed="none", sync_speed="0")
     got = poll(tmp_path, files | member("sda", "0"))

@@ -13,7 +13,7 @@ from gpuhost_exporter.board import Listed
 from gpuhost_exporter.collectors.rdma import RdmaCollector
 from gpuhost_exporter.errors import Transient
 
-INFO = ("Ethernet", "ens1np0", "28.39.1002", "MT_0000000838", "0000:18:00.0", "0")
+INFO = ("Ethernet", "ens1np0", "mlx5_core", "28.39.1002", "MT_0000000838", "0000:18:00.0", "0")
 
 
 def two(**changed):
@@ -25,6 +25,9 @@ def test_a_port_has_state_rate_bytes_and_identity(tmp_path):
     host = host_at(tmp_path, adapter(port_xmit_data="2500"))
     assert values(RdmaCollector(host).poll(0.0)) == {
         ("rdma_port_up", "mlx5_0", "1"): 1,
+        ("rdma_port_physical_up", "mlx5_0", "1"): 1,
+        ("rdma_port_mtu_bytes", "mlx5_0", "1"): 9000,
+        ("rdma_port_roce_v2", "mlx5_0", "1"): 1,
         ("rdma_port_rate_bytes_per_second", "mlx5_0", "1"): 50e9,
         ("rdma_port_bytes_total", "mlx5_0", "1", "rx"): 4000,
         ("rdma_port_bytes_total", "mlx5_0", "1", "tx"): 10000,
@@ -46,6 +49,9 @@ def test_soft_roce_without_counters_has_no_bytes_and_no_errors(tmp_path):
     collector = RdmaCollector(host_at(tmp_path, files))
     assert {key[0] for key in values(collector.poll(0.0))} == {
         "rdma_port_up",
+        "rdma_port_physical_up",
+        "rdma_port_mtu_bytes",
+        "rdma_port_roce_v2",
         "rdma_port_rate_bytes_per_second",
         "rdma_port_info",
     }
@@ -65,7 +71,7 @@ def test_one_adapters_fault_leaves_its_siblings_whole(tmp_path, monkeypatch, suf
     fail_opening(monkeypatch, suffix, number)
     got = values(collector.poll(0.0))
     assert {key[1] for key in got} == {"mlx5_0"}
-    assert len(got) == 5
+    assert len(got) == 8
     assert collector.errors == {kind: 1}
 
 

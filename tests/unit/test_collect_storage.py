@@ -63,7 +63,7 @@ def found(tmp_path, files):
 
 def test_an_array_is_a_volume_and_its_members_are_none_of_their_own(tmp_path):
     assert found(tmp_path, raid0() | nvme(5)) == (
-        Volume("md0", "raid0", ("nvme0n1", "nvme1n1"), ("nvme0n1", "nvme1n1"), 256 * KIB, False),
+        Volume("md0", "raid0", ("nvme0n1", "nvme1n1"), ("nvme0n1", "nvme1n1"), 256 * KIB, False, width=2),
         Volume("nvme5n1", "", ("nvme5n1",), ("nvme5n1",), 256 * KIB, False),
     )
 
@@ -95,7 +95,7 @@ def test_an_array_that_rebuilds_is_synchronizing(tmp_path, action, busy):
 
 def volume(level, count, **named):
     drives = tuple(f"nvme{number}n1" for number in range(count))
-    return Volume("md0", level, drives, drives, None, False, **named)
+    return Volume("md0", level, drives, drives, None, False, **{"width": count} | named)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,9 @@ def volume(level, count, **named):
         (volume("raid5", 4, parity=1), 4, 3),
         (volume("raid6", 8, parity=2), 8, 6),
         (volume("raid10", 4, copies=2), 4, 2),
+        (volume("raid5", 3, parity=1, width=4), 4, 3),
     ],
-    ids=["raid0", "raid5", "raid6", "raid10"],
+    ids=["raid0", "raid5", "raid6", "raid10", "a raid5 that lost a member keeps its target"],
 )
 def test_what_the_drives_could_do_together(made_of, reading, writing):
     rates = {f"nvme{number}n1": 7e9 for number in range(8)}

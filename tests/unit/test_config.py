@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuhost_exporter import config
+from gpuhost_exporter import arguments, config
 from gpuhost_exporter.errors import ConfigError
 
 NAMES = ("gpu", "rdma")
@@ -125,13 +125,13 @@ def test_no_document_raises_anything_but_a_configuration_error(document):
     ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h", 3600), ("0.5s", 0.5), ("1d", 86400)]
 )
 def test_durations_are_written_as_prometheus_writes_them(text, seconds):
-    assert config.positive_seconds(text) == seconds
+    assert arguments.positive_seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "0", "ten", "25h", "nan", "inf", "2d"])
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ConfigError, match="expected a duration"):
-        config.positive_seconds(text)
+        arguments.positive_seconds(text)
 
 
 @pytest.mark.parametrize(

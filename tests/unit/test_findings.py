@@ -262,6 +262,15 @@ def test_nothing_told_is_nothing_found():
             ("warning", "nvme2: slow link: PCIe \N{EN DASH} x2 instead of PCIe \N{EN DASH} x4"),
         ),
         (
+            [
+                nvme.UP("nvme2"),
+                nvme.WIDTH("nvme2", value=2),
+                nvme.WIDTH_MAX("nvme2", value=2),
+                nvme.DRIVE_WIDTH_MAX("nvme2", value=4),
+            ],
+            ("warning", "nvme2: in a slot of 2 PCIe lanes, and could use 4"),
+        ),
+        (
             [nvme.UP("nvme2"), nvme_health.WARNING("nvme2", "read_only", value=1)],
             ("critical", "nvme2: the drive takes no more writes"),
         ),
@@ -355,7 +364,7 @@ def test_what_gpus_share_is_said_once_and_the_gravest_comes_first():
 def test_the_action_names_the_gpu():
     (finding,) = find(Latest(gpu_is("needs_reset")), Latest(()), NOW)
     assert finding == Finding(
-        "critical", "GPU 3", "needs a reset", "Drain the host, then reset the GPU: nvidia-smi --gpu-reset -i 3."
+        "gpu_needs_reset", "GPU 3", "needs a reset", "Drain the host, then reset the GPU: nvidia-smi --gpu-reset -i 3."
     )
 
 

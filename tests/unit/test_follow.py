@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -209,6 +212,16 @@ def test_threads_are_looked_at_in_turn():
         assert 1 < seen.threads_looked <= 1 + follow.THREADS_A_LOOK
 
 
+def test_where_many_hold_gpus_fewer_threads_of_each_are_looked_at(proc):
+    for pid in range(10, 74):
+        proc.put(pid)
+        for thread in range(1000, 1020):
+            (proc.folder / f"{pid}/task/{thread}").mkdir()
+    few = {process.threads_looked for process in proc.look(*range(10, 74)).values()}
+    assert max(few) == 1 + follow.MOST_THREADS_A_LOOK // 64
+    assert proc.look(10)[10].threads_looked == 1 + follow.THREADS_A_LOOK
+
+
 def test_a_holder_that_has_ended_is_unseen_and_one_no_longer_named_is_let_go():
     with Worker() as one, Worker() as two:
         watch = Watch(one.pid, two.pid)
@@ -232,6 +245,53 @@ def test_the_environment_is_read_once_and_names_the_rank():
 # A tree in place of /proc
 
 
+_AUDITED = """
+import json, sys
+from gpuhost_exporter.clock import SystemClock
+from gpuhost_exporter.sources.files import Root
+from gpuhost_exporter.sources.follow import Follower
+opened = []
+def note(event, arguments):
+    if event in ("open", "os.listdir", "os.scandir") and str(arguments[0]).startswith("/proc"):
+        opened.append(str(arguments[0]))
+sys.addaudithook(note)
+follower = Follower(Root(), SystemClock())
+for _ in range(7):
+    print(flush=True)
+    sys.stdin.readline()
+    follower.look({"GPU-0": [int(sys.argv[1])]})
+print(json.dumps(opened))
+"""
+
+
+def test_only_the_followed_are_looked_at_and_nothing_that_holds_them_up(disk):
+    """Never all of /proc, never what takes the process' memory lock: cmdline, maps, smaps; environ once."""
+    with Worker() as worker, Worker():
+        child = worker.do("fork")
+        worker.do("threads", 30)
+        reader = subprocess.Popen(
+            [sys.executable, "-c", _AUDITED, str(worker.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        for _ in range(7):
+            reader.stdout.readline()
+            worker.do("keep", f"{disk}/file", 40)
+            reader.stdin.write("\n")
+            reader.stdin.flush()
+            time.sleep(0.1)
+        opened = [path.split("/")[2:] for path in json.loads(reader.communicate(timeout=10)[0])]
+    followed = {str(worker.pid), str(child)}
+    assert {path[0] for path in opened if path and path[0].isdecimal()} == followed
+    assert [] not in opened, "all of /proc was listed"
+    files = {path[-1] for path in opened if path[0] in followed}
+    assert not files & {"cmdline", "smaps", "smaps_rollup", "maps", "status", "exe"}
+    assert {"stat", "io", "children", "mountinfo"} <= files
+    assert sum(path[-1] == "environ" for path in opened) == 1
+
+
 class Proc:
     def __init__(self, folder):
         self.folder = folder / "proc"
@@ -239,14 +299,16 @@ class Proc:
         self.clock.time = 1000.0
         self.follower = Follower(Root.below(str(folder)), self.clock)
 
-    def put(self, pid, *, start=0, ppid=1, written=0, faults=0, reaped=0, ticks=0, children=(), state="S", delay=0):
+    def put(self, pid, *, start=0, ppid=1, written=0, read=0, children=(), state="S", **told):
+        fields = {"flags": 9, "faults": 10, "reaped": 11, "ticks": 14, "delay": 42}
         folder = self.folder / str(pid)
         (folder / "task" / str(pid)).mkdir(parents=True, exist_ok=True)
         words = dict.fromkeys(range(3, 53), 0)  # by the field's number in proc(5)
-        words |= {3: state, 4: ppid, 10: faults, 11: reaped, 14: ticks, 20: 1, 22: start, 42: delay}
+        words |= {3: state, 4: ppid, 20: 1, 22: start} | {fields[name]: value for name, value in told.items()}
         (folder / "stat").write_text(f"{pid} (a) b) {' '.join(map(str, words.values()))}\n")
         (folder / "io").write_text(
-            f"rchar: 0\nwchar: {written}\nsyscr: 0\nsyscw: 0\nread_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n"
+            f"rchar: {read}\nwchar: {written}\nsyscr: 0\nsyscw: 0\n"
+            "read_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n"
         )
         (folder / "task" / str(pid) / "children").write_text(" ".join(map(str, children)))
 
@@ -396,6 +458,53 @@ def test_a_role_fades_when_the_work_stops():
     roles = [process.role(Work(None, None, None), 1.0)[0] for _ in range(60)]
     assert roles[0] == "writer"
     assert roles[-1] == "other"
+
+
+DUMPING = 0x400640
+
+
+def test_a_core_file_is_not_taken_for_work_not_even_the_part_that_only_its_parent_inherits(proc):
+    proc.put(10, children=[11])
+    proc.look()
+    proc.put(11, ppid=10, start=100_150, written=30)
+    assert proc.look()[11].wrote == 30
+    proc.put(11, ppid=10, start=100_150, written=9_000, faults=90, flags=DUMPING)
+    seen = proc.look()
+    assert (seen[11].wrote, seen[11].made_bytes) == (0, 0)
+    proc.end(11)
+    proc.put(10, written=20_000, reaped=95)
+    assert proc.look()[10].wrote == 0
+    proc.put(10, written=20_500, reaped=95)
+    assert proc.look()[10].wrote == 500
+
+
+def test_the_holders_own_core_file_is_no_work_either(proc):
+    proc.put(10)
+    proc.look()
+    proc.put(10, written=70_000, flags=DUMPING)
+    assert proc.look()[10].wrote == 0
+
+
+@pytest.mark.parametrize(
+    ("looks", "made"),
+    [
+        # (read, written) so far, at each look; the first window starts from nothing
+        pytest.param([(0, 400), (0, 900)], [400, 500], id="all new"),
+        pytest.param([(300, 300), (700, 700)], [0, 0], id="a copy, piece by piece"),
+        pytest.param([(0, 400), (400, 800)], [400, 0], id="staged, then moved"),
+        pytest.param([(0, 400), (400, 500)], [400, -300], id="a call that tells at its end what it has read"),
+        pytest.param([(900, 5), (900, 405)], [0, 400], id="training data before a checkpoint"),
+        pytest.param([(0, 400), (600, 400), (600, 800)], [400, 0, 400], id="training data between two"),
+    ],
+)
+def test_a_copy_makes_nothing(proc, looks, made):
+    proc.put(10)
+    proc.look()
+    told = []
+    for read, written in looks:
+        proc.put(10, read=read, written=written)
+        told.append(proc.look()[10].made_bytes)
+    assert told == made
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-HEAVY = ("asyncio", "bz2", "concurrent", "decimal", "hashlib", "lzma", "multiprocessing", "prometheus_client", "psutil")
-HEAVY += ("pynvml", "random", "ssl", "statistics", "tempfile", "unicodedata", "urllib.request", "uuid", "yaml")
+HEAVY = ("asyncio", "bz2", "concurrent", "decimal", "hashlib", "lzma", "multiprocessing", "pathlib", "psutil", "pynvml")
+HEAVY += ("prometheus_client", "random", "ssl", "statistics", "tempfile", "unicodedata", "urllib", "uuid", "yaml")
 
 
 def loaded_after(code: str, names: tuple[str, ...]) -> list[str]:

@@ -25,8 +25,8 @@ def gpm(busy, sm=0.0, tensor=0.0, dram=0.0, **told):
 
 
 def work(**told):
-    silent = {"rung": "process", "wrote": 0.0, "read": 0.0, "writer_blocked": False, "loading": False, "cores": {}}
-    return Work(**{"since": 0.0, "at": 1.0, "mount": "", **silent, **told})
+    silent = {"rung": "process", "wrote": 0.0, "made": 0.0, "read": 0.0, "writer_blocked": False, "loading": False}
+    return Work(**{"since": 0.0, "at": 1.0, "cores": {}, "mount": "", **silent, **told})
 
 
 EMPTY = piece(graphics_ratio=0.0, processes=())

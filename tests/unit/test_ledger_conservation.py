@@ -9,19 +9,36 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.gpus import reading
+from support.fakes import FakeClock
+from support.gpus import FakeNvml, gpu, host_of, poll, reading
 from support.traces import Trace
 
+from gpuhost_exporter.collectors.ledger import LedgerCollector
 from gpuhost_exporter.ledger.accounts import ACCOUNTS
 from gpuhost_exporter.ledger.ledger import HOLD_SECONDS, Ledger, Seen
 from gpuhost_exporter.ledger.piece import HOST
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.evidence import Evidence, HostIo, JobIdentity, ProcessSample
+from gpuhost_exporter.sources.marker import Mark
 from gpuhost_exporter.sources.nvml.book import GPU_STATES
 from gpuhost_exporter.sources.nvml.readings import Activity, Process
 
 MOST_PENDING = 5.0
+NOON = 1_760_011_200.0  # 2025-10-09 12:00 UTC
 PROCESSES = (None, (), (Process(1, None),), (Process(2, None),), (Process(1, None), Process(2, None)))
+
+
+class Memory:
+    """A state directory that is not there."""
+
+    def names(self, prefix):
+        return ()
+
+    def update(self, name, change):
+        change({})
+
+    def keep_newest(self, prefix, count):
+        pass
 
 
 def maybe(draw, value):
@@ -77,6 +94,7 @@ def window(draw, now):
             read_bytes=maybe(draw, draw.randrange(10**11)),
             write_bytes=maybe(draw, draw.randrange(10**11)),
             cancelled_bytes=0,
+            made_bytes=maybe(draw, draw.randrange(-(10**11), 10**11)),
         )
         for pid in (1, 2)
         if draw.random() < 0.7
@@ -106,8 +124,50 @@ def history(draw):
                 activities=[activity(draw, now) for _ in range(draw.randrange(3))],
                 windows=[window(draw, now) for _ in range(draw.randrange(3))],
                 power_limits={"GPU-0": 700.0},
+                marks=[mark(draw, now) for _ in range(draw.randrange(3))],
             ),
         )
+
+
+def mark(draw, now):
+    return Mark(now - draw.random(), draw.choice([1, 2, 3]), draw.randrange(3), maybe(draw, draw.uniform(0, 50)), "")
+
+
+class Jumping(FakeClock):
+    """Its wall clock goes its own way: time synchronisation, or somebody who sets it."""
+
+    ahead = NOON - 1000.0
+
+    def wall(self):
+        return self.time + self.ahead
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32))
+def test_booked_and_pending_are_the_time_since_the_start_whatever_the_clock_and_the_driver_do(seed):
+    """Missed ticks, suspends, GPUs that go and come back, a driver that does not answer, a wall clock set."""
+    draw = random.Random(seed)
+    gpus = (gpu(0), gpu(1))
+    host = replace(host_of(FakeNvml(*gpus)), clock=Jumping(), state=Memory())
+    collector = LedgerCollector(host)
+    began = None
+    for now, seen in history(draw):
+        host.clock.time = now
+        host.clock.ahead += draw.choice([0.0] * 8 + [-7200.0, -0.3, 0.5, 3600.0])
+        host.nvml.states = {"GPU-0": "hung", "GPU-1": "hung", **seen.states}
+        host.board.post("activity", tuple(seen.activities), now + 30)
+        for each in seen.windows:
+            host.processes.put(each)
+        found = poll(collector, now)
+        began = now if began is None else began
+        for index in (0, 1):
+            booked = (value for labels, value in found["gpu_time_seconds_total"].items() if labels[0] == str(index))
+            pending = found["ledger_pending_seconds"][str(index), f"GPU-{index}"]
+            assert sum(booked) + pending == pytest.approx(now - began, rel=1e-3, abs=1e-6)
+            assert 0 <= pending <= MOST_PENDING
+    written = sum(bucket.seconds[name] for bucket in collector._hours.day(NOON, gpus, {"GPU-0": 1.0, "GPU-1": 1.0})
+                  for name in bucket.seconds)  # fmt: skip
+    assert written == pytest.approx(sum(found["gpu_time_seconds_total"].values()), abs=1e-6)
 
 
 @settings(max_examples=300, deadline=None)
@@ -143,8 +203,8 @@ def test_any_history_books_exactly_the_time_that_passed(seed):
 def test_ticks_that_come_early_late_or_not_at_all_lose_nothing(scenario, pauses):
     ticks = list(itertools.accumulate(pauses, initial=0.0))
     trace = Trace((scenario, ticks[-1]), count=4).run(ticks)
-    for gpu in trace.gpus:
-        book = trace.ledger.books[gpu.uuid]
+    for watched in trace.gpus:
+        book = trace.ledger.books[watched.uuid]
         assert sum(book.totals.values()) == pytest.approx(book.booked - book.began, abs=1e-6)
         assert trace.now - book.booked <= MOST_PENDING
 

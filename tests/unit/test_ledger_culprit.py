@@ -49,7 +49,7 @@ def spin(now):
 
 
 def work(*, blocked=False):
-    return Work(0, 1, "process", 0.0, 0.0, blocked, False, {}, "")
+    return Work(0, 1, "process", 0.0, 0.0, 0.0, blocked, False, {}, "")
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,23 @@ def test_when_something_was_last_booked(tmp_path):
     assert hours.last_booked(state) == NOON + 86400
 
 
+def test_the_last_day_is_in_memory_with_what_earlier_runs_booked(tmp_path):
+    book(tmp_path, NOON - 30 * 3600, "data", 7.0)
+    state = book(tmp_path, NOON - 3600, "data", 10.0)
+    collected = hours.Hours(state)
+    collected.load(NOON)
+    collected.add(NOON - 5, "GPU-3", "data", 2.0)
+    collected.add(NOON + 5, "GPU-3", "checkpoint", 4.0)
+
+    def day(wall):
+        (spent,) = per_gpu(collected.day(wall, (gpu(3),), {"GPU-3": 3600.0}))
+        return spent.most, spent.seconds
+
+    assert day(NOON + 5) == (("data", 12.0, 12.0), {"data": 12.0, "checkpoint": 4.0})
+    assert day(NOON + 25 * 3600 - 1)[1] == {"checkpoint": 4.0}, "hours that are over for a day are left out"
+    assert list(collected.day(NOON + 25 * 3600, (gpu(3),), {"GPU-3": 1.0})) == []
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: (

@@ -14,8 +14,9 @@ import pytest
 
 from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.sim import catalogue, control
+from gpuhost_exporter.sim.ioctl import Interfaces
 from gpuhost_exporter.sim.tree import Tree, run
-from gpuhost_exporter.sources import block, kmsg, machine, nvme, pci, pressure, raid, rdma
+from gpuhost_exporter.sources import block, ethtool, kmsg, machine, nvme, pci, pressure, raid, rdma, rdma_counters
 from gpuhost_exporter.sources.files import Root
 
 HOSTS = catalogue.names()
@@ -412,3 +413,26 @@ def test_control_groups_agree_with_the_processes_in_them(simulate: Callable[...,
 
 def test_version_1_hosts_have_no_unified_groups(simulate: Callable[..., Simulated]) -> None:
     assert not (simulate("oldkernel").folder / "sys/fs/cgroup").exists()
+
+
+def test_a_congested_network_pauses_the_gpus_ports_and_times_out(simulate: Callable[..., Simulated]) -> None:
+    """From 20 s on; the front end's port, which the job does not use, goes on as before."""
+
+    def at(seconds: float, port: str, device: str) -> tuple[float | None, int | None, int | None]:
+        simulated.at(seconds)
+        network = ethtool.Network(Interfaces(str(simulated.folder)))
+        (pause,) = ethtool.parse_physical(network.statistics(port)).pauses
+        counters = rdma_counters.PortCounters(simulated.root, device, "1", "Ethernet")
+        kinds = rdma_counters.CONGESTION
+        return pause.rx_seconds, counters.first(kinds["ack_timeout"]), counters.first(kinds["cnp_handled"])
+
+    simulated = simulate("h100x8", "roce-congested")
+    calm, loud, after = (at(seconds, "ens1np0", "mlx5_0") for seconds in (0.0, 20.0, 120.0))
+    assert None not in (*calm, *loud, *after)
+    paused = [(then[0] or 0.0) - (before[0] or 0.0) for before, then in ((calm, loud), (loud, after))]
+    assert paused[0] < 0.02 * 20
+    assert paused[1] == pytest.approx(0.11 * 100, rel=0.05)
+    assert (loud[1], after[1]) == (0, pytest.approx(40, abs=2))
+    assert (after[2] or 0) - (loud[2] or 0) > 1e6
+    front = [at(seconds, "eno1np0", "mlx5_8") for seconds in (20.0, 120.0)]
+    assert front[0] == front[1]

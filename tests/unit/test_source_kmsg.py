@@ -17,6 +17,7 @@ from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import (
     KernelLog,
     KernelLogReader,
+    LoggedKill,
     LoggedSxid,
     LoggedXid,
     Recogniser,
@@ -325,3 +326,54 @@ def test_a_cursor_in_another_form_is_no_cursor(tmp_path, data):
     state = State(str(tmp_path))
     state.update("kernel_log", lambda _: data)
     assert KernelLog().cursor(state) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "pid", "group"),
+    [
+        (
+            (
+                "oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=cri-containerd-5f.scope,mems_allowed=0-1,"
+                "oom_memcg=/kubepods.slice/pod1.slice,task_memcg=/kubepods.slice/pod1.slice/cri-containerd-5f.scope,"
+                "task=pt_data_worker,pid=60123,uid=1000"
+            ),
+            60123,
+            "/kubepods.slice/pod1.slice/cri-containerd-5f.scope",
+        ),
+        (
+            (
+                "oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset=/,mems_allowed=0-1,global_oom,"
+                "task_memcg=/,task=a,pid=1,b,pid=4711,uid=0"
+            ),
+            4711,
+            "/",
+        ),
+        ("Memory cgroup out of memory: Killed process 7194 (python) total-vm:9kB, anon-rss:8kB", 7194, None),
+        ("Killed process 7194 (python), UID 1000, total-vm:9kB", 7194, None),
+    ],
+    ids=["in a group", "on the host, a task of that name", "second line", "old kernel"],
+)
+def test_a_process_killed_for_lack_of_memory_is_told_with_its_group(text, pid, group):
+    assert recognise(text) == LoggedKill(BOOT, 0, 100.0, pid, group)
+
+
+def test_kills_and_errors_of_gpus_come_to_those_who_ask_for_them():
+    log = KernelLog()
+    xid = LoggedXid(BOOT, 4, 100.0, "0000:91:00", None, 79, "", inferred=False)
+    killed = LoggedKill(BOOT, 5, 101.0, 4711, None)
+    log.put((xid, killed))
+    log.put((killed,))
+    assert log.take_kills() == (killed,)
+    assert log.take() == (xid,)
+    assert (log.take_kills(), log.take()) == ((), ())
+
+
+def test_kills_are_read_from_the_log_between_other_lines(tmp_path):
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/kmsg").write_text(
+        "4,1,1000,-;python invoked oom-killer: gfp_mask=0xcc0\n"
+        "4,2,1001,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),task_memcg=/job,task=python,pid=4711,uid=0\n"
+        " SUBSYSTEM=x\n3,3,1002,-;Memory cgroup out of memory: Killed process 4711 (python)\n"
+    )
+    found = KernelLogReader(Root.below(str(tmp_path)), None, FakeClock()).read_new()
+    assert [(event.sequence, event.pid, event.group) for event in found] == [(2, 4711, "/job"), (3, 4711, None)]

@@ -260,6 +260,37 @@ def test_a_drive_that_is_added_is_asked_at_once_and_one_that_is_pulled_no_more(t
     assert set(bench.look(60.0)) == {"nvme1", "nvme2", "nvme9"}
 
 
+@pytest.mark.parametrize("before", [[], ["nvme0"]], ids=["plugged in", "reset while it runs"])
+def test_a_drive_whose_controller_is_not_up_yet_is_asked_as_soon_as_it_is(tmp_path, before):
+    bench = Bench(tmp_path, drives=1)
+    assert list(bench.look() if before else ()) == before
+    plant(tmp_path, {"sys/class/nvme/nvme0/state": "resetting"})
+    assert bench.look(2.0) == {}, "no fault and no question"
+    plant(tmp_path, {"sys/class/nvme/nvme0/state": "live"})
+    assert bench.look(2.0)["nvme0"].answer == parse(page())
+    assert bench.look(2.0) == {}, "and once only"
+    assert bench.controllers.asked == [*before, "nvme0"]
+
+
+def test_a_drive_whose_controller_does_not_come_up_is_said_not_to_be_available(tmp_path):
+    bench = Bench(tmp_path, drives=1)
+    plant(tmp_path, {"sys/class/nvme/nvme0/state": "connecting"})
+    assert bench.look() == bench.look(9.0) == {}
+    assert isinstance(bench.look(1.0)["nvme0"].answer, Unavailable)
+    assert bench.look(2.0) == {}, "once an interval"
+
+
+def test_another_drive_that_got_the_name_between_two_looks_is_asked_at_once(tmp_path):
+    bench = Bench(tmp_path, drives=1)
+    bench.controllers.hanging["nvme0"] = threading.Event()
+    assert bench.look()["nvme0"].answer is None
+    folder = tmp_path / "sys/class/nvme/nvme0"
+    folder.rename(tmp_path / "pulled")  # keeps its number from being given again
+    del bench.controllers.hanging["nvme0"]
+    bench.add("nvme0")
+    assert bench.look(2.0)["nvme0"] == Report("nvme0", 1002.0, 1002.0, parse(page())), "though the first one is silent"
+
+
 def test_a_drive_that_is_pulled_while_it_is_silent_is_not_told_of(tmp_path):
     bench = Bench(tmp_path, drives=1)
     answers = bench.controllers.hanging["nvme0"] = threading.Event()

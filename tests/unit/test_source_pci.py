@@ -14,8 +14,10 @@ from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.pci import (
     PciDevice,
     PciLink,
+    bridges,
     bytes_per_second,
-    count_gpus,
+    count_nvswitches,
+    gpus,
     parse_aer_total,
     parse_generation,
     read_device,
@@ -109,12 +111,12 @@ def put_on_bus(root, bdf, vendor, pci_class, **links):
 def test_nvidia_gpus_of_this_host_are_counted_and_nothing_else(tmp_path, vendor, pci_class, links, counted):
     put_on_bus(tmp_path, "0000:18:00.0", "0x10de", "0x030200")
     put_on_bus(tmp_path, "0000:1b:00.0", vendor, pci_class, **links)
-    assert count_gpus(Root.below(str(tmp_path))) == 1 + counted
+    assert len(gpus(Root.below(str(tmp_path)))) == 1 + counted
 
 
 def test_a_host_without_a_pci_bus_counts_nothing_rather_than_none(tmp_path):
     with pytest.raises(Absent):
-        count_gpus(Root.below(str(tmp_path)))
+        gpus(Root.below(str(tmp_path)))
 
 
 @pytest.mark.parametrize("file", ["current_link_speed", "aer_dev_fatal"])
@@ -168,3 +170,20 @@ def test_any_text_is_a_speed_or_malformed(text):
 def test_any_text_is_a_total_or_malformed(text):
     with contextlib.suppress(Malformed):
         assert parse_aer_total(text, "TOTAL_ERR_COR") >= 0
+
+
+def test_nvswitches_are_counted_apart_from_gpus(tmp_path):
+    put_on_bus(tmp_path, "0000:07:00.0", "0x10de", "0x068000")
+    put_on_bus(tmp_path, "0000:18:00.0", "0x10de", "0x030200")
+    put_on_bus(tmp_path, "0000:19:00.0", "0x8086", "0x068000")
+    assert count_nvswitches(Root.below(str(tmp_path))) == 1
+    assert count_nvswitches(Root.below(str(tmp_path / "none"))) == 0
+
+
+def test_the_bridges_above_a_device_come_from_the_root_port_down(tmp_path):
+    folder = tmp_path / "sys/devices/pci0000:15/0000:15:01.0/0000:16:00.0/0000:17:01.0/0000:1b:00.0"
+    folder.mkdir(parents=True)
+    link = tmp_path / "sys/bus/pci/devices/0000:1b:00.0"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(folder)
+    assert bridges(Root.below(str(tmp_path)), "0000:1b:00.0") == ("0000:15:01.0", "0000:16:00.0", "0000:17:01.0")

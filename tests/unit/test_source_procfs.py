@@ -25,6 +25,11 @@ def test_a_name_may_hold_spaces_and_parentheses():
     assert procfs.parse_stat(STAT) == Stat("py) thon (3)", "D", 4700, 9120338, 7, 5688, 187, 502125, 42)
 
 
+def test_a_process_that_leaves_a_core_is_told_by_its_flags():
+    assert not procfs.parse_stat(STAT).dumping
+    assert procfs.parse_stat(STAT.replace(" 4194304 ", f" {0x400640} ")).dumping
+
+
 def test_io_counters_by_their_names():
     text = "rchar: 300\nwchar: 20\nsyscr: 2\nsyscw: 1\nread_bytes: 4\nwrite_bytes: 4096\ncancelled_write_bytes: 9"
     assert procfs.parse_io(text) == Io(300, 20, 4, 4096, 9)
@@ -69,6 +74,33 @@ def test_the_mount_is_that_of_the_largest_file_open_for_writing(tmp_path):
     (folder / "fd/5").unlink()
     assert procfs.written_mount(root, 9) is None
     assert procfs.written_mount(root, 10) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "mount"),
+    [
+        pytest.param([("/mnt/data/a.pt", 29)], "/mnt/data", id="one that is mapped"),
+        pytest.param([("/mnt/data/a.pt", 29), ("/mnt/data/b.pt", 29)], "/mnt/data", id="two on one mount"),
+        pytest.param([("/mnt/data/a.pt", 29), ("/tmp/b", 28)], None, id="which of two mounts is not told"),
+        pytest.param(
+            [("/mnt/data/a.pt", 29), ("/dev/infiniband/uverbs0", 24), ("/dev/shm/torch_1 (deleted)", 28)],
+            "/mnt/data",
+            id="devices and shared memory are no files",
+        ),
+    ],
+)
+def test_a_file_without_a_position_tells_where_it_is_the_only_hint(tmp_path, files, mount):
+    folder = tmp_path / "proc/9"
+    (folder / "fd").mkdir(parents=True)
+    (folder / "fdinfo").mkdir()
+    for number, (target, id_) in enumerate(files):
+        (folder / f"fd/{number}").symlink_to(target)
+        (folder / f"fdinfo/{number}").write_text(f"pos:\t0\nflags:\t0100002\nmnt_id:\t{id_}\n")
+    (folder / "mountinfo").write_text(
+        "28 1 8:1 / / rw - ext4 /dev/sda1 rw\n29 28 9:0 / /mnt/data rw - xfs /dev/md0 rw\n"
+    )
+    found = procfs.written_mount(Root.below(str(tmp_path)), 9)
+    assert (found.point if found else None) == mount
 
 
 def test_this_process_threads_are_listed():

@@ -47,27 +47,38 @@ def test_an_array_is_read_whole(tmp_path):
         sync_action="recover",
         sync_completed="250 / 1000",
         sync_speed="2048",
+        mismatch_cnt="128",
     )
-    files |= member("sda", "0") | member("sdb", "1", "spare") | member("sdc", "none", "faulty")
+    files |= (
+        {f"{MD}/dev-sda/errors": "8\n"}
+        | member("sda", "0")
+        | member("sdb", "1", "spare")
+        | member("sdc", "none", "faulty")
+    )
     assert raid.read(plant(tmp_path, files), "md0") == Array(
         name="md0",
         level="raid1",
         state="active",
         raid_disks=2,
-        members=(Member("sda", "active", 0), Member("sdb", "rebuilding", 1), Member("sdc", "faulty", None)),
+        members=(Member("sda", "active", 0, 8), Member("sdb", "rebuilding", 1), Member("sdc", "faulty", None)),
         metadata="1.2",
         uuid="6b8b4567-327b-23c6-643c-986966334873",
         degraded=1,
-        sync=raid.Sync("recover", 0.25, 2048 * 1024),
+        sync=raid.Sync("recover", 0.25, 2048 * 1024, 128 * 512),
         layout=None,
     )
 
 
-def test_raid0_has_neither_degraded_nor_sync(tmp_path):
-    got = raid.read(plant(tmp_path, striped()), "md0")
+def test_raid0_has_neither_degraded_nor_sync_nor_errors_made_good(tmp_path):
+    got = raid.read(plant(tmp_path, striped() | {f"{MD}/dev-nvme0n1/errors": "0\n"}), "md0")
+    assert {member.corrected_errors for member in got.members} == {None}
     assert (got.degraded, got.sync) == (None, None)
     assert got.reachable()
     assert got.count("missing") == 0
+
+
+def test_the_layout_that_a_raid0_does_not_have_costs_nothing(tmp_path):
+    assert raid.read(plant(tmp_path, striped() | array("raid0", "2", layout="-1")), "md0").layout is None
 
 
 def test_raid0_whose_members_link_leads_nowhere_is_unreachable_though_md_calls_it_clean(tmp_path):
@@ -179,9 +190,20 @@ def test_what_md_does_not_write_is_malformed(parse, text):
         parse(text)
 
 
+@pytest.mark.parametrize("text", ["65536", "65536 8 9", "first 8", "1 -8", "1 8\n2"])
+def test_what_is_no_list_of_bad_blocks_is_malformed(text):
+    with pytest.raises(Malformed, match="expected lines of 'FIRST COUNT'"):
+        raid.parse_bad_blocks(text)
+
+
 @given(st.text())
 def test_any_text_parses_or_is_malformed(text):
-    for parse in (raid.parse_progress, raid.parse_present, lambda text: raid.parse_member_state(text, 1)):
+    for parse in (
+        raid.parse_progress,
+        raid.parse_present,
+        raid.parse_bad_blocks,
+        lambda text: raid.parse_member_state(text, 1),
+    ):
         with contextlib.suppress(Malformed):
             parse(text)
 

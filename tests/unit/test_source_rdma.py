@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trees import Link, fail_opening, plant, vanish_opening
 
-from gpuhost_exporter.errors import Absent, Denied, Gone, Malformed
+from gpuhost_exporter.errors import Absent, Gone, Malformed
 from gpuhost_exporter.sources import rdma
 
 
@@ -21,10 +21,16 @@ def adapter(name: str = "mlx5_0", **changed: str) -> dict[str, str]:
         f"{above}/board_id": "MT_0000000838",
         f"{above}/device": Link("../../../devices/pci0000:15/0000:18:00.0"),
         "sys/devices/pci0000:15/0000:18:00.0/numa_node": "0",
+        "sys/devices/pci0000:15/0000:18:00.0/driver": Link("../../../bus/pci/drivers/mlx5_core"),
+        "sys/bus/pci/drivers/mlx5_core/uevent": "",
+        "sys/class/net/ens1np0/mtu": "9000",
         f"{above}/ports/1/state": "4: ACTIVE",
+        f"{above}/ports/1/phys_state": "5: LinkUp",
         f"{above}/ports/1/rate": "400 Gb/sec (4X NDR)",
         f"{above}/ports/1/link_layer": "Ethernet",
         f"{above}/ports/1/gid_attrs/ndevs/0": "ens1np0",
+        f"{above}/ports/1/gid_attrs/types/0": "IB/RoCE v1",
+        f"{above}/ports/1/gid_attrs/types/1": "RoCE v2",
         f"{above}/ports/1/counters/port_rcv_data": "1000",
         f"{above}/ports/1/counters/port_xmit_data": "18446744073709551615",
     }
@@ -40,20 +46,18 @@ def test_a_port_is_read_whole(tmp_path):
         device="mlx5_0",
         port="1",
         up=True,
+        physical_up=True,
         rate=50e9,
         link_layer="Ethernet",
         interface="ens1np0",
+        mtu=9000,
+        gid_types=("IB/RoCE v1", "RoCE v2"),
+        driver="mlx5_core",
         firmware="28.39.1002",
         board="MT_0000000838",
         address="0000:18:00.0",
         numa_node=0,
     )
-
-
-def test_data_counters_are_words_of_four_bytes(tmp_path):
-    root = plant(tmp_path, adapter())
-    assert rdma.read_bytes(root, "mlx5_0", "1", "rx") == 4000
-    assert rdma.read_bytes(root, "mlx5_0", "1", "tx") == 4 * (2**64 - 1)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +90,6 @@ def test_of_a_rate_only_the_number_counts(text, rate):
         (rdma.parse_rate, ""),
         (rdma.parse_rate, "fast"),
         (rdma.parse_rate, "400 Mb/sec"),
-        (rdma.parse_counter, ""),
-        (rdma.parse_counter, "-1"),
-        (rdma.parse_counter, "12 bytes"),
     ],
 )
 def test_what_no_port_writes_is_malformed(parse, text):
@@ -98,41 +99,37 @@ def test_what_no_port_writes_is_malformed(parse, text):
 
 @given(st.text() | st.from_regex(r"[0-9.]{1,9} Gb/sec", fullmatch=True))
 def test_any_text_parses_or_is_malformed(text):
-    for parse in (rdma.parse_state, rdma.parse_rate, rdma.parse_counter):
+    for parse in (rdma.parse_state, rdma.parse_rate):
         try:
             value = parse(text)
         except Malformed:
             continue
-        assert value is None or value >= 0
-
-
-def test_a_counter_that_the_device_does_not_keep_is_none(tmp_path):
-    root = plant(tmp_path, adapter(port_rcv_data="N/A (no PMA)"))
-    assert rdma.read_bytes(root, "mlx5_0", "1", "rx") is None
-
-
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT])
-def test_a_counter_that_fails_as_not_supported_is_none(tmp_path, monkeypatch, number):
-    root = plant(tmp_path, adapter())
-    fail_opening(monkeypatch, "port_rcv_data", number)
-    assert rdma.read_bytes(root, "mlx5_0", "1", "rx") is None
-
-
-@pytest.mark.parametrize(("number", "error"), [(errno.EACCES, Denied), (errno.ENODEV, Gone)])
-def test_a_counter_that_fails_otherwise_is_an_error(tmp_path, monkeypatch, number, error):
-    root = plant(tmp_path, adapter())
-    fail_opening(monkeypatch, "port_rcv_data", number)
-    with pytest.raises(error):
-        rdma.read_bytes(root, "mlx5_0", "1", "rx")
+        assert value >= 0
 
 
 def test_a_port_without_network_interface_or_pci_device_has_neither(tmp_path, monkeypatch):
-    files = {path: text for path, text in adapter("rxe0").items() if "device" not in path}
+    files = {path: text for path, text in adapter("rxe0").items() if "/device" not in path}
     root = plant(tmp_path, files)
     fail_opening(monkeypatch, "ndevs/0", errno.EINVAL)
     port = rdma.read(root, "rxe0", "1")
-    assert (port.interface, port.address, port.numa_node) == (None, None, None)
+    assert (port.interface, port.mtu, port.driver, port.address, port.numa_node) == (None,) * 5
     assert port.up
+
+
+@pytest.mark.parametrize(
+    ("physical", "up"),
+    [("5: LinkUp", True), ("2: Polling", False), ("3: Disabled", False), ("6: LinkErrorRecovery", False)],
+)
+def test_a_link_is_up_or_the_cable_is_at_fault(tmp_path, physical, up):
+    port = rdma.read(plant(tmp_path, adapter(phys_state=physical, state="1: DOWN")), "mlx5_0", "1")
+    assert (port.up, port.physical_up) == (False, up)
+
+
+def test_only_ethernet_has_an_interface_whose_statistics_matter(tmp_path):
+    root = plant(tmp_path, adapter() | adapter("mlx5_1", link_layer="InfiniBand"))
+    assert rdma.ethernet_interface(root, "mlx5_0") == "ens1np0"
+    assert rdma.ethernet_interface(root, "mlx5_1") is None
+    assert rdma.read(root, "mlx5_1", "1").gid_types == ()
 
 
 def test_a_host_without_rdma_has_no_devices(tmp_path):

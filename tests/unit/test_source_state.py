@@ -313,3 +313,15 @@ def test_closing_writes_what_was_updated_last_and_ends_the_thread(tmp_path):
 def test_no_text_brings_the_parser_down(text):
     with suppress(Malformed):
         assert isinstance(parse(text, "file"), dict)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_writes_belongs_to_the_owner_of_the_folder(tmp_path):
+    """The daemon owns it, and an administrator's command must not lock it out."""
+    os.chown(tmp_path, 4711, 4712)
+    state = State(str(tmp_path))
+    state.update("verify", add("a"))
+    state.close()
+    for name in (".lock", "verify.json"):
+        status = (tmp_path / name).stat()
+        assert (status.st_uid, status.st_gid) == (4711, 4712), name

@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gpuhost_exporter.collectors import block, driver, gpu, mig, nvlink, nvme, raid, rdma, storage, targets
+from gpuhost_exporter.collectors import block, driver, gpu, mig, nvlink, nvme, nvme_health, raid, rdma, storage, targets
 from gpuhost_exporter.exposition import BUILD, SIMULATED
+from gpuhost_exporter.ledger.cost import Spent
 from gpuhost_exporter.runner import UP
 from gpuhost_exporter.status import build
 from gpuhost_exporter.web.page import render
@@ -111,6 +112,35 @@ def test_a_mig_instance_and_an_array_stand_beside_what_they_have_at_most():
     assert "After the slash" not in page(raid.UP("md0")).text, "no slash"
 
 
+def test_a_drive_shows_its_wear_and_spare_and_a_worn_one_is_marked():
+    samples = [nvme.UP(name, value=1) for name in ("nvme0", "nvme1", "nvme2")]
+    samples += [nvme_health.WEAR("nvme0", value=0.03), nvme_health.SPARE("nvme0", value=1)]
+    samples += [nvme_health.WEAR("nvme1", value=1.04), nvme_health.SPARE("nvme1", value=0.9)]
+    shown = page(*samples)
+    assert shown.row("nvme0")[5:7] == ["3 %", "100 %"]
+    assert shown.row("nvme1")[5:7] == ["104 % !", "90 %"], "not by colour alone"
+    assert shown.row("nvme2")[5:7] == ["\N{EN DASH}"] * 2, "its health log cannot be read"
+    assert sum(value == "warning" for tag, name, value in shown.attributes if (tag, name) == ("td", "class")) == 1
+
+
+def test_the_day_s_largest_loss_stands_beside_its_gpu_where_there_is_a_ledger():
+    spent = [
+        Spent(
+            "0",
+            "GPU-0",
+            "",
+            {"compute": 80000.0, "checkpoint": 2460.0, "data": 90.0},
+            {"checkpoint": 2.05, "data": 0.1},
+        ),
+        Spent("1", "GPU-1", "", {"compute": 80000.0}, {}),
+    ]
+    shown = Page(render(build([*ONE_GPU, driver.GPU_UP("1", "GPU-1")], spent=spent), "n").decode())
+    assert shown.row("0")[-1] == "41 min checkpoint, $2.05"
+    assert shown.row("1")[-1] == "\N{EN DASH}"
+    assert "Lost most to" in shown.text
+    assert "Lost most to" not in page(*ONE_GPU).text
+
+
 def test_a_collector_that_never_read_says_never():
     assert page(UP("gpu", value=0)).row("gpu")[2] == "never"
 
@@ -162,7 +192,7 @@ def test_everything_from_the_host_is_escaped():
         nvme.UP(EVIL),
         nvme.INFO(EVIL, EVIL, *[""] * 5),
         rdma.UP(EVIL, EVIL),
-        rdma.INFO(EVIL, EVIL, *[EVIL] * 6),
+        rdma.INFO(EVIL, EVIL, *[EVIL] * 7),
         UP(EVIL),
         SIMULATED(EVIL),
         BUILD(EVIL, ""),

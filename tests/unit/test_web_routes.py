@@ -14,6 +14,7 @@ ROUTES = Routes(
     healthy=lambda: (True, "the sampler is alive"),
     ready=lambda: (False, "not polled yet: nvme"),
     page=lambda nonce: f"<script nonce={nonce}>".encode(),
+    verdict=lambda: ("unfit", "GPU 3: needs a reset"),
 )
 
 

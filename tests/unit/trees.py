@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
 from support.fakes import FakeClock
+from support.gpus import FakeNvml
 
 from gpuhost_exporter.board import Board
 from gpuhost_exporter.config import Settings
+from gpuhost_exporter.sources.contention import Waits
+from gpuhost_exporter.sources.ethtool import Network
 from gpuhost_exporter.sources.files import Root
+from gpuhost_exporter.sources.kmsg import KernelLog
 from gpuhost_exporter.sources.nvme_health import DriveHealth
+from gpuhost_exporter.sources.placement import SwitchPorts
+from gpuhost_exporter.targets import Targets
 
 
 class Link(str):
@@ -39,9 +46,20 @@ def host_at(folder: Path, files: Mapping[str, str]) -> SimpleNamespace:
         root=plant(folder, files),
         clock=FakeClock(),
         board=Board(),
+        network=Network(no_interface),
+        waits=Waits(),
+        switch_ports=SwitchPorts(),
+        kernel_log=KernelLog(),
+        nvml=FakeNvml(),
+        targets=Targets.load({}),
         drive_health=DriveHealth(),
         settings=Settings(),
     )
+
+
+def no_interface(_descriptor: int, _request: int, _argument: bytearray) -> int:
+    """The ioctl of a host without network interfaces."""
+    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
 
 def fail_opening(monkeypatch, suffix: str, number: int) -> None:

@@ -14,7 +14,7 @@ from gpuhost_exporter.errors import Absent
 from gpuhost_exporter.host import Host
 from gpuhost_exporter.sources.nvml.book import GPU_STATES
 from gpuhost_exporter.sources.nvml.client import STATES
-from gpuhost_exporter.sources.pci import count_gpus
+from gpuhost_exporter.sources.pci import gpus as gpus_on_bus
 from gpuhost_exporter.specs import Sample, counter, gauge, info
 
 GPU_UP = gpu_gauge(
@@ -139,5 +139,5 @@ class DriverCollector(Collector):
 
     def _count(self) -> int | None:
         with self.guard("PCI bus"), suppress(Absent):  # a machine without PCI is none that fails
-            return count_gpus(self.host.root)
+            return len(gpus_on_bus(self.host.root))
         return None

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from gpuhost_exporter.collector import Collector
+from gpuhost_exporter.collector import Collector, lifetime
+from gpuhost_exporter.collectors import checkpoints, jobs
 from gpuhost_exporter.collectors.per_gpu import gpu_counter, gpu_gauge, gpu_info, gpu_labels, one_of
 from gpuhost_exporter.host import Host
 from gpuhost_exporter.ledger.accounts import ACCOUNTS
-from gpuhost_exporter.ledger.histogram import Histogram
 from gpuhost_exporter.sources.nvml.readings import Activity, Gpu, Health
-from gpuhost_exporter.specs import Sample, counter, gauge, histogram
+from gpuhost_exporter.specs import Sample, gauge
 
 if TYPE_CHECKING:
     from gpuhost_exporter.ledger.checkpoint import Checkpoint
     from gpuhost_exporter.ledger.ledger import Seen
     from gpuhost_exporter.ledger.piece import Piece
+    from gpuhost_exporter.sources.evidence import Evidence
+
+log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 15.0
 _FIRST_SAVE_SECONDS = 5.0  # a short run leaves its trace too
-_MOST_MOUNTS = 8
-_OTHER_MOUNTS = "other"
-_DURATIONS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-_SIZES = (1e9, 4e9, 16e9, 64e9, 140e9, 256e9, 512e9, 1e12, 2e12)
 PHASES = (
     "computing",
     "communicating",
@@ -42,12 +42,14 @@ TIME = gpu_counter(
     "same without profiling counters. communication: links move data and nothing computes; overlapped communication "
     "never shows here. waiting: kernels spin without math or traffic for 2 s or more, as in a collective that "
     "somebody did not join; any kernel on few SMs without memory traffic looks the same. checkpoint: its job writes, "
-    "or copies out of its GPUs, while they stand. startup and restore: until 10 s of tensor work, at most 10 min; "
-    "restore while files are read. data: idle while the job reads, or its loaders block or burn CPU. host: idle while "
-    "the holder burns CPU, and the gaps between kernels. held_idle: idle with none of these. throttled: an estimate, "
-    "busy time lost to clocks below the siblings' by heat or power brake. unallocated: no process. lost: the GPU does "
-    "not answer or needs a reset. unknown: nothing told, as with MIG instances, during a suspend or a driver upgrade. "
-    "Of several jobs on a GPU the evidence of any counts.",
+    "or copies out of its GPUs, while they stand, or marks one. startup and restore: until 10 s of tensor work, at "
+    "most 10 min; restore while files are read. data: idle while the job reads, or its loaders block or burn CPU. "
+    "host: idle while the holder burns CPU, and the gaps between kernels. held_idle: idle with none of these. "
+    "throttled: an estimate, busy time lost to clocks below the siblings' by heat or power brake. unallocated: no "
+    "process. lost: the GPU does not answer or needs a reset. unknown: nothing told, as in a driver upgrade. "
+    "A GPU in MIG instances is unknown while any has a process: nothing tells the whole GPU's activity. Of several "
+    "jobs on a GPU the evidence of any counts, copies tell nothing, and a checkpoint of one is booked though the "
+    "others may have idled.",
     "account",
 )
 PENDING = gpu_gauge(
@@ -63,59 +65,14 @@ GAP = gauge(
 EVIDENCE = gpu_info(
     "gpuhost_ledger_evidence_info",
     "What the GPU's accounts are judged by: activity gpm or nvml, and how the bytes of its job are known: process, "
-    "cgroup, host (everybody's, shared out) or none. Below process checkpoints and data stalls are less certain.",
+    "cgroup, host (everybody's, shared out) or none; of several jobs the one known worst. Below process checkpoints "
+    "and data stalls are less certain; at none only copies and marks tell of checkpoints, and data is held_idle.",
     "activity",
     "processes",
 )
 PRICE = gpu_gauge(
     "gpuhost_price_dollars_per_gpu_hour",
     "Dollars for an hour of this GPU, from the configuration's [price]; 3 where nothing is set.",
-)
-CHECKPOINT_SECONDS = histogram(
-    "gpuhost_checkpoint_duration_seconds",
-    "Seconds that checkpoints took, by mount and mode. sync: the GPUs stand while the job writes. async: they stand "
-    "for a copy, then it writes beside training, which counts here. remote: no file is written, the copies out of "
-    "the GPUs tell. Good for 140 GB is under 7.",
-    "mount",
-    "mode",
-)
-CHECKPOINT_BYTES = histogram(
-    "gpuhost_checkpoint_size_bytes",
-    "Bytes of checkpoints, by mount and mode: what the job's processes wrote, of remote ones what left the GPUs. "
-    "Under 256 MB nothing is taken for a checkpoint.",
-    "mount",
-    "mode",
-)
-CHECKPOINT_LOST = counter(
-    "gpuhost_checkpoint_gpu_seconds_lost_total",
-    "GPU-seconds for which GPUs stood for checkpoints that have ended, all GPUs of the job together.",
-    "mount",
-    "mode",
-)
-LAST_SECONDS = gauge(
-    "gpuhost_checkpoint_last_duration_seconds", "Seconds that the last checkpoint took.", "mount", "mode"
-)
-LAST_STALL = gauge(
-    "gpuhost_checkpoint_last_stall_seconds",
-    "Seconds of the last checkpoint for which GPUs stood: all of it when sync, the copy alone when async.",
-    "mount",
-    "mode",
-)
-LAST_BYTES = gauge("gpuhost_checkpoint_last_bytes", "Bytes of the last checkpoint.", "mount", "mode")
-LAST_RATE = gauge(
-    "gpuhost_checkpoint_last_bytes_per_second",
-    "Bytes of the last checkpoint by its duration. Good local storage takes 20e9.",
-    "mount",
-    "mode",
-)
-LAST_AT = gauge(
-    "gpuhost_checkpoint_last_timestamp_seconds", "When the last checkpoint began, to a second.", "mount", "mode"
-)
-LAST_INTERVAL = gauge(
-    "gpuhost_checkpoint_interval_seconds",
-    "Seconds from the start of the last checkpoint but one to that of the last one.",
-    "mount",
-    "mode",
 )
 IN_PROGRESS = gauge(
     "gpuhost_checkpoint_in_progress", "Jobs on this host whose checkpoint has begun and not ended, as of 4 s ago."
@@ -126,6 +83,12 @@ PHASE = gpu_gauge(
     "phase",
 )
 PHASE_SINCE = gpu_gauge("gpuhost_gpu_phase_since_timestamp_seconds", "Since when the GPU's phase has been what it is.")
+STEP = gpu_gauge(
+    "gpuhost_gpu_step_seconds",
+    "Seconds of a training step of the GPU's job, by the rhythm of tensor work on this host's GPUs in the last 96 s. "
+    "Told only where it shows plainly at a reading a second: steps of 3 to 30 s with a pause in each. A step under 2 s "
+    "that is mostly pause may show as a multiple.",
+)
 DENSITY = gpu_gauge(
     "gpuhost_gpu_busy_sm_ratio",
     "SM activity while the GPU is busy with math, averaged over about 10 s. Within a synchronous job the one with "
@@ -151,74 +114,53 @@ CULPRIT_INFO = gpu_info(
 )
 
 
-class _Kind:
-    """What is kept of the checkpoints of one mount and mode."""
-
-    def __init__(self) -> None:
-        self.seconds = Histogram(_DURATIONS)
-        self.bytes = Histogram(_SIZES)
-        self.lost = 0.0
-        self.last: Checkpoint | None = None
-        self.interval: float | None = None
-
-    def add(self, checkpoint: Checkpoint) -> None:
-        self.seconds.add(checkpoint.seconds)
-        self.bytes.add(checkpoint.bytes)
-        self.lost += checkpoint.gpu_seconds
-        if self.last and self.last.job == checkpoint.job:
-            self.interval = checkpoint.started - self.last.started
-        self.last = checkpoint
-
-
 class LedgerCollector(Collector):
     name = "ledger"
     help = "Where every GPU-second went, what checkpoints cost, who holds a job up"
     source = "what the gpu and gpu_health collectors and the privileged reader told; /proc of GPU processes"
     privilege = "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH for the I/O of other users' processes; cgroups need nothing"
     interval = 1.0
-    on_by_default = False  # its thresholds have seen no real GPU yet
     specs = (
         TIME,
         PENDING,
         GAP,
         EVIDENCE,
         PRICE,
-        CHECKPOINT_SECONDS,
-        CHECKPOINT_BYTES,
-        CHECKPOINT_LOST,
-        LAST_SECONDS,
-        LAST_STALL,
-        LAST_BYTES,
-        LAST_RATE,
-        LAST_AT,
-        LAST_INTERVAL,
+        *checkpoints.SPECS,
         IN_PROGRESS,
         PHASE,
         PHASE_SINCE,
+        STEP,
         DENSITY,
         HANG,
         CULPRIT,
         CULPRIT_INFO,
+        *jobs.SPECS,
     )
 
     def __init__(self, host: Host) -> None:
         # Imported by who runs it: its memory is not for hosts where it is off.
         from gpuhost_exporter.ledger import hours
+        from gpuhost_exporter.ledger.cost import per_gpu
         from gpuhost_exporter.ledger.culprit import Culprits
         from gpuhost_exporter.ledger.ledger import Ledger, Seen
+        from gpuhost_exporter.ledger.rhythm import Rhythm
         from gpuhost_exporter.ledger.thresholds import Thresholds
 
         super().__init__(host)
         limits = Thresholds.load(host.settings.ledger)
         self._seen_of = Seen
+        self._per_gpu = per_gpu
         self._limits = limits
         self._ledger = Ledger(limits, self._spend)
         self._culprits = Culprits(limits)
+        self._rhythm = Rhythm()
         self._hours = hours.Hours(host.state)
         self._saved_at: float | None = None
         self._gap: float | None = None
         self._wall = 0.0  # of the moment 0 of Clock.now(), as of this poll
-        self._checkpoints: dict[tuple[str, str], _Kind] = {}
+        self._checkpoints = checkpoints.Checkpoints()
+        self._jobs = jobs.Jobs(host.settings.job)
         self._phases: dict[str, tuple[str, float]] = {}
 
     def poll(self, now: float) -> Iterator[Sample]:
@@ -226,15 +168,21 @@ class LedgerCollector(Collector):
         if self._saved_at is None:
             self._saved_at = now - SAVE_SECONDS + _FIRST_SAVE_SECONDS
             before = self._hours.last_booked()
+            self._hours.load(self._wall + now)
             self._gap = None if before is None else max(0.0, self._wall + now - before)
         gpus = self.host.nvml.gpus()
-        for checkpoint in self._ledger.tick(now, self._seen(now)):
-            self._kind(checkpoint).add(checkpoint)
+        seen = self._seen(now)
+        for checkpoint in self._ledger.tick(now, seen):
+            self._checkpoints.add(checkpoint)
+            _log(checkpoint)
         latest, works = self._ledger.latest, self._ledger.works
+        self._rhythm.tick(now, {uuid: piece.jobs[0] for uuid, piece in latest.items() if piece.jobs}, seen.activities)
         self._culprits.tick(now, latest, works, self._ledger.checkpoints_running())
         if now - self._saved_at >= SAVE_SECONDS:
             self._saved_at = now
-            self._hours.save(self._wall + now, gpus, {gpu.uuid: self._price(gpu) for gpu in gpus})
+            prices = {gpu.uuid: self._price(gpu) for gpu in gpus}
+            self._hours.save(self._wall + now, gpus, prices)
+            self.post("spent", self._per_gpu(self._hours.day(self._wall + now, gpus, prices)))
         if self._gap is not None:
             yield GAP(value=self._gap)
         for gpu in gpus:
@@ -243,12 +191,17 @@ class LedgerCollector(Collector):
                 yield from self._present(gpu, piece)
         yield from self._blame(gpus)
         yield IN_PROGRESS(value=len(self._ledger.checkpoints_running()))
-        for (mount, mode), kind in self._checkpoints.items():
-            yield from self._of_kind(mount, mode, kind)
+        yield from self._checkpoints.samples(self._wall)
+        yield from self._marks()
+        evidence = self.host.processes.last()
+        if evidence and now - evidence.at <= lifetime(self.interval):
+            yield from self._who(seen.activities, evidence)
 
     def remarks(self) -> tuple[str, ...]:
         state, _ = self.host.processes.state()
-        told = () if state in ("ok", "starting") else (f"I/O of GPU processes: {state}",)
+        told = [] if state in ("ok", "starting") else [f"I/O of GPU processes: {state}"]
+        if self.host.marker and self.host.marker.reason:
+            told.append(f"marker: {self.host.marker.reason}")
         return (*super().remarks(), *told)
 
     def _seen(self, now: float) -> Seen:
@@ -261,6 +214,7 @@ class LedgerCollector(Collector):
             activities=activities,
             windows=self.host.processes.take(),
             power_limits={health.uuid: health.power_limit_watts for health in healths if health.power_limit_watts},
+            marks=self.host.marker.take() if self.host.marker else (),
         )
 
     def _spend(self, at: float, uuid: str, account: str, seconds: float) -> None:
@@ -268,12 +222,6 @@ class LedgerCollector(Collector):
 
     def _price(self, gpu: Gpu) -> float:
         return self.host.settings.price.of(gpu.name)
-
-    def _kind(self, checkpoint: Checkpoint) -> _Kind:
-        mounts = {mount for mount, _ in self._checkpoints}
-        known = checkpoint.mount in mounts or len(mounts) < _MOST_MOUNTS
-        key = (checkpoint.mount if known else _OTHER_MOUNTS, checkpoint.mode)
-        return self._checkpoints.setdefault(key, _Kind())
 
     def _accounts(self, now: float, gpu: Gpu) -> Iterator[Sample]:
         labels = gpu_labels(gpu)
@@ -286,9 +234,10 @@ class LedgerCollector(Collector):
 
     def _present(self, gpu: Gpu, piece: Piece) -> Iterator[Sample]:
         labels = gpu_labels(gpu)
-        works = self._ledger.works
-        rungs = [works[job].rung for job in piece.jobs if job in works]
-        yield EVIDENCE(*labels, "gpm" if piece.profiled else "nvml", rungs[0] if rungs else "none")
+        yield EVIDENCE(*labels, "gpm" if piece.profiled else "nvml", self._ledger.rung(piece))
+        for job in piece.jobs[:1]:
+            if job in self._rhythm.periods:
+                yield STEP(*labels, value=self._rhythm.periods[job])
         phase = self._phase(piece)
         known, since = self._phases.get(gpu.uuid, ("", 0.0))
         if phase != known:
@@ -325,15 +274,27 @@ class LedgerCollector(Collector):
                 if culprit:
                     yield CULPRIT_INFO(*labels, kind, culprit.evidence)
 
-    def _of_kind(self, mount: str, mode: str, kind: _Kind) -> Iterator[Sample]:
-        yield from kind.seconds.samples(CHECKPOINT_SECONDS, mount, mode)
-        yield from kind.bytes.samples(CHECKPOINT_BYTES, mount, mode)
-        yield CHECKPOINT_LOST(mount, mode, value=kind.lost)
-        if kind.last:
-            yield LAST_SECONDS(mount, mode, value=kind.last.seconds)
-            yield LAST_STALL(mount, mode, value=kind.last.stalled)
-            yield LAST_BYTES(mount, mode, value=kind.last.bytes)
-            yield LAST_RATE(mount, mode, value=kind.last.rate)
-            yield LAST_AT(mount, mode, value=self._wall + kind.last.started)
-        if kind.interval is not None:
-            yield LAST_INTERVAL(mount, mode, value=kind.interval)
+    def _marks(self) -> Iterator[Sample]:
+        marker = self.host.marker
+        if marker and not marker.reason:
+            counts = marker.counts + self._ledger.marks
+            for result in checkpoints.RESULTS:
+                yield checkpoints.MARKS(result, value=counts[result])
+
+    def _who(self, activities: Sequence[Activity], evidence: Evidence) -> Iterator[Sample]:
+        held = {activity.uuid: activity.processes for activity in activities}
+        for gpu in self.host.nvml.gpus():
+            processes = held.get(gpu.uuid)
+            if processes is not None:
+                yield from self._jobs.samples(gpu_labels(gpu), processes, evidence)
+
+
+def _log(checkpoint: Checkpoint) -> None:
+    if checkpoint.name:
+        log.info(
+            "checkpoint %s of %s: %.1f s, %.1f GB",
+            checkpoint.name,
+            checkpoint.job,
+            checkpoint.seconds,
+            checkpoint.bytes / 1e9,
+        )

@@ -52,13 +52,27 @@ WIDTH = gauge(
 )
 WIDTH_MAX = gauge("gpuhost_nvme_pcie_width_max", "Most PCIe lanes that both drive and slot can do.", "device")
 
+DRIVE_GENERATION_MAX = gauge(
+    "gpuhost_nvme_pcie_drive_generation_max",
+    "Highest PCIe generation that the drive can do in any slot. Above gpuhost_nvme_pcie_generation_max it sits in a "
+    "slot that holds it back.",
+    "device",
+)
+DRIVE_WIDTH_MAX = gauge(
+    "gpuhost_nvme_pcie_drive_width_max",
+    "Most PCIe lanes that the drive can do in any slot. Above gpuhost_nvme_pcie_width_max it sits in a slot that holds "
+    "it back.",
+    "device",
+)
+
 
 class NvmeCollector(Collector):
     name: ClassVar[str] = "nvme"
     help: ClassVar[str] = "NVMe drives: identity, state, temperature, PCIe link"
     source: ClassVar[str] = "/sys/class/nvme, /sys/bus/pci/devices; the health log where the kernel has no monitor"
     interval: ClassVar[float] = 15.0
-    subsystems: ClassVar[frozenset[str]] = frozenset({"nvme"})
+    # A controller is announced while it starts; that it takes I/O shows by its namespaces.
+    subsystems: ClassVar[frozenset[str]] = frozenset({"nvme", "block"})
     specs: ClassVar[tuple[Spec, ...]] = (
         UP,
         INFO,
@@ -68,6 +82,8 @@ class NvmeCollector(Collector):
         GENERATION_MAX,
         WIDTH,
         WIDTH_MAX,
+        DRIVE_GENERATION_MAX,
+        DRIVE_WIDTH_MAX,
     )
 
     def __init__(self, host: Host) -> None:
@@ -136,6 +152,8 @@ def _link(name: str, device: pci.PciDevice) -> Iterator[Sample]:
         (WIDTH, device.link.width),
         (GENERATION_MAX, _least([end.generation_max for end in ends])),
         (WIDTH_MAX, _least([end.width_max for end in ends])),
+        (DRIVE_GENERATION_MAX, device.link.generation_max),
+        (DRIVE_WIDTH_MAX, device.link.width_max),
     )
     for spec, value in now:
         if value is not None:

@@ -9,7 +9,7 @@ from gpuhost_exporter.board import Listed
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.errors import SourceError
 from gpuhost_exporter.sources import raid
-from gpuhost_exporter.specs import Sample, Spec, gauge, info
+from gpuhost_exporter.specs import Sample, Spec, counter, gauge, info
 
 UP = gauge(
     "gpuhost_array_up",
@@ -62,6 +62,26 @@ SPEED = gauge(
     "Speed of the recovery, resync, check or reshape under way in bytes a second. Absent when none is.",
     "device",
 )
+MISMATCHED = gauge(
+    "gpuhost_array_mismatched_bytes",
+    "Bytes that the last check or repair found to differ between members, 0 before the first. Good is 0; a mirror that "
+    "holds swap may differ harmlessly. Absent for levels without redundancy.",
+    "device",
+)
+CORRECTED = counter(
+    "gpuhost_array_member_corrected_errors_total",
+    "Read errors of the member that md made good from the others, by its own count, kept in the member. Good is no "
+    "increase: the drive is failing. Absent for levels without redundancy.",
+    "device",
+    "member",
+)
+BAD = gauge(
+    "gpuhost_array_member_bad_bytes",
+    "Bytes of the member that could not be read or written and that md now keeps on the other members only. Good is 0. "
+    "Absent for levels without redundancy.",
+    "device",
+    "member",
+)
 
 _IN_ORDER = frozenset({"active", "spare", "journal"})
 
@@ -82,6 +102,9 @@ class RaidCollector(Collector):
         SYNC,
         PROGRESS,
         SPEED,
+        MISMATCHED,
+        CORRECTED,
+        BAD,
     )
 
     def poll(self, now: float) -> Iterator[Sample]:
@@ -113,11 +136,17 @@ def _samples(array: raid.Array) -> Iterator[Sample]:
         yield MEMBERS(array.name, state, value=array.count(state))
     for member in array.members:
         yield MEMBER_UP(array.name, member.name, value=float(member.state in _IN_ORDER))
+        if member.corrected_errors is not None:
+            yield CORRECTED(array.name, member.name, value=member.corrected_errors)
+        if member.bad_bytes is not None:
+            yield BAD(array.name, member.name, value=member.bad_bytes)
     if array.degraded is not None:
         yield DEGRADED(array.name, value=array.degraded)
     if array.sync is not None:
         for action in raid.SYNC_ACTIONS:
             yield SYNC(array.name, action, value=float(array.sync.action == action))
+        if array.sync.mismatched_bytes is not None:
+            yield MISMATCHED(array.name, value=array.sync.mismatched_bytes)
         if array.sync.done_ratio is not None:
             yield PROGRESS(array.name, value=array.sync.done_ratio)
             if array.sync.bytes_per_second is not None:

@@ -6,7 +6,7 @@ everything up to the present: what has begun is known to be a checkpoint, if it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +16,7 @@ from gpuhost_exporter.ledger.thresholds import Thresholds
 Mode = Literal["sync", "async", "remote"]
 UNKNOWN_MOUNT = "unknown"
 _BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D is still taken to write
+_TAIL_SHARE = 0.1
 _USUAL_SECONDS = 60.0  # what a job writes all the time is learned over so long
 
 
@@ -31,6 +32,7 @@ class Checkpoint:
     stalled: float
     bytes: float
     gpu_seconds: float
+    name: str = ""  # as its process marked it
 
     @property
     def rate(self) -> float:
@@ -51,6 +53,7 @@ class _Episode:
     stalled: float = 0.0
     wrote_stalled: float = 0.0
     wrote_beside: float = 0.0  # while the GPUs worked
+    made: float = 0.0  # in all, without what was only copied
     copied: float = 0.0
     mounts: dict[str, float] = field(default_factory=dict)
     gpu_seconds: float = 0.0
@@ -81,6 +84,11 @@ class Watch:
         if self._episode:
             self._episode.gpu_seconds += gpu_seconds
 
+    def interrupt(self) -> Checkpoint | None:
+        """Go by what the job marks from now on. Returns the checkpoint that was in progress."""
+        episode, self._episode = self._episode, None
+        return self._closed(episode, told=True) if episode and episode.known else None
+
     def advance(
         self, since: float, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]
     ) -> Checkpoint | None:
@@ -93,15 +101,19 @@ class Watch:
             return None
         here = [[piece for piece in of_gpu if piece.since < at and since < piece.at] for of_gpu in pieces]
         here = [of_gpu for of_gpu in here if of_gpu]
-        standing = [[piece for piece in of_gpu if self._stands(piece)] for of_gpu in here]
-        stands = bool(here) and 2 * sum(map(bool, standing)) >= len(here)
+        standing = [[piece for piece in of_gpu if stands(piece, self._limits)] for of_gpu in here]
+        still = bool(here) and 2 * sum(map(bool, standing)) >= len(here)
         copies = bool(here) and 2 * sum(any(piece.copying for piece in of_gpu) for of_gpu in here) >= len(here)
-        wrote = _bytes(works, since, at, lambda work: work.wrote)
-        writing = wrote >= (limits.write_bytes_per_second + self._usual) * (at - since)
+        wrote = _bytes(works, since, at, _wrote)
+        made = _bytes(works, since, at, _made)
+        # The last of many writers is slow: while the GPUs still stand for it, little is enough.
+        going_on = still and self._episode is not None and self._episode.active >= since
+        least = limits.write_bytes_per_second * (_TAIL_SHARE if going_on else 1.0)
+        writing = wrote >= (least + self._usual) * (at - since)
         blocked = any(work.writer_blocked for work in works if work.since < at and since < work.at)
         episode = self._episode
         if episode is None:
-            if not (stands and (writing or copies)):
+            if not (still and (writing or copies)):
                 share = min(1.0, (at - since) / _USUAL_SECONDS)
                 self._usual += (wrote / (at - since) - self._usual) * share
                 return None
@@ -111,11 +123,12 @@ class Watch:
             # The window of writes in which it began: what came then is its own, if not usual.
             early = [work for work in works if work.since < since < work.at]
             usual = sum(self._usual * (since - work.since) for work in early)
-            episode.wrote_stalled = max(0.0, _bytes(early, 0.0, since, lambda work: work.wrote) - usual)
+            episode.wrote_stalled = max(0.0, _bytes(early, 0.0, since, _wrote) - usual)
+            episode.made = max(0.0, _bytes(early, 0.0, since, _made) - usual)
         if writing or copies:
             episode.wrote_at = at
         held_up = blocked and at - episode.wrote_at < _BLOCKED_SECONDS
-        if stands and (writing or copies or held_up):
+        if still and (writing or copies or held_up):
             begin = max(since, min(piece.since for of_gpu in standing for piece in of_gpu))
             end = min(at, max(piece.at for of_gpu in standing for piece in of_gpu))
             episode.active = end
@@ -123,10 +136,14 @@ class Watch:
             episode.stalled += end - begin
             _extend(episode.stalls, begin, end)
             episode.wrote_stalled += wrote
-            episode.copied += _copied(pieces, since, at)
+            episode.made += made
+            episode.copied += copied(pieces, since, at)
         elif writing:
             episode.active = at
             episode.wrote_beside += wrote
+            episode.made += made
+        else:  # what is left of the window in which it ended
+            episode.made += _bytes([work for work in works if work.since < episode.active], since, at, _made)
         if wrote:
             for work in works:
                 if work.since < at and since < work.at and work.wrote:
@@ -136,44 +153,53 @@ class Watch:
             episode.known = self._bytes_so_far(episode, at, pieces, works) >= limits.checkpoint_bytes
         if at - episode.active >= limits.checkpoint_quiet_seconds:
             self._episode = None
-            return self._closed(episode, any(work.rung != "none" for work in works)) if episode.known else None
+            return self._closed(episode, told=any(work.rung != "none" for work in works)) if episode.known else None
         return None
-
-    def _stands(self, piece: Piece) -> bool:
-        return piece.idle > self._limits.gap_ratio or piece.spinning
 
     @staticmethod
     def _bytes_so_far(episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]) -> float:
         """With what has come since the moment that is being settled."""
-        later = _bytes(works, at, float("inf"), lambda work: work.wrote)
-        copied = _copied(pieces, at, float("inf"))
-        return max(episode.wrote_stalled + episode.wrote_beside + later, episode.copied + copied)
+        later = _bytes(works, at, float("inf"), _made)
+        return max(episode.made + later, episode.copied + copied(pieces, at, float("inf")))
 
-    def _closed(self, episode: _Episode, told: bool) -> Checkpoint:
-        wrote = episode.wrote_stalled + episode.wrote_beside
+    def _closed(self, episode: _Episode, *, told: bool) -> Checkpoint:
         mode: Mode = "sync"
-        if told and wrote < self._limits.checkpoint_bytes <= episode.copied:
+        if told and episode.made < self._limits.checkpoint_bytes <= episode.copied:
             mode = "remote"
         elif episode.wrote_beside > episode.wrote_stalled:
             mode = "async"
         # What is still written when the GPUs go on is the end of a window, unless it is most of it.
         end = episode.active if mode == "async" else episode.stalls[-1][1] - episode.tail
-        mount = max(episode.mounts, key=lambda name: episode.mounts[name], default=UNKNOWN_MOUNT)
         return Checkpoint(
             job=self.job,
-            mount=UNKNOWN_MOUNT if mode == "remote" else mount,
+            mount=UNKNOWN_MOUNT if mode == "remote" else last_mount(episode.mounts, episode.made),
             mode=mode,
             started=episode.started + episode.head,
             seconds=max(0.0, end - episode.started - episode.head),
             stalled=max(0.0, episode.stalled - episode.head - episode.tail),
-            bytes=wrote if wrote >= self._limits.checkpoint_bytes else max(wrote, episode.copied),
+            bytes=episode.made if episode.made >= self._limits.checkpoint_bytes else max(episode.made, episode.copied),
             gpu_seconds=episode.gpu_seconds,
         )
+
+
+def last_mount(mounts: Mapping[str, float], made: float) -> str:
+    """Of the bytes written by mount, in the order in which it came to them: where most of what was made has gone."""
+    known = {name: wrote for name, wrote in mounts.items() if name != UNKNOWN_MOUNT}
+    large = [name for name, wrote in known.items() if wrote >= made / 2]
+    return large[-1] if large else max(known, key=lambda name: known[name], default=UNKNOWN_MOUNT)
 
 
 def _worked(pieces: Sequence[Piece]) -> float:
     """Seconds of a stretch for which GPUs that stood for the rest of it worked: the mean. Spinning is standing."""
     return sum(piece.busy * piece.seconds for piece in pieces if piece.working) / len(pieces)
+
+
+def _wrote(work: Work) -> float:
+    return work.wrote
+
+
+def _made(work: Work) -> float:
+    return work.made
 
 
 def _bytes(works: Sequence[Work], since: float, at: float, of: Callable[[Work], float]) -> float:
@@ -186,7 +212,13 @@ def _bytes(works: Sequence[Work], since: float, at: float, of: Callable[[Work], 
     return total
 
 
-def _copied(pieces: Sequence[Sequence[Piece]], since: float, at: float) -> float:
+def stands(piece: Piece, limits: Thresholds) -> bool:
+    """Whether the GPU has no work, or none but to wait for others."""
+    return piece.idle > limits.gap_ratio or piece.spinning
+
+
+def copied(pieces: Sequence[Sequence[Piece]], since: float, at: float) -> float:
+    """Bytes that left these GPUs in that stretch while they stood."""
     total = 0.0
     for of_gpu in pieces:
         for piece in of_gpu:

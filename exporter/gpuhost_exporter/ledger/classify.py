@@ -15,7 +15,7 @@ class Around:
     """What there is to know about a piece beyond itself."""
 
     works: tuple[Work, ...] = ()  # of its jobs, overlapping it
-    checkpoint: bool = False  # a job of it stands for a checkpoint
+    checkpoint: float = 0.0  # share of it for which a job of it stands for a checkpoint; less than 1 by marks only
     starting: bool = False  # no job of it has done its first tensor work
     waiting: bool = False  # it spins, and has for long enough
     idle_for: float = 0.0  # seconds since it last had work
@@ -29,9 +29,16 @@ def shares(piece: Piece, around: Around, limits: Thresholds) -> dict[str, float]
         return {piece.state: 1.0}
     claims = frozenset(_claims(piece, around, limits))
     found: dict[str, float] = {}
-    for part, share in (("busy", piece.busy), ("idle", 1.0 - piece.busy)):
+    saving = around.checkpoint
+    for part, share in (("idle", 1.0 - piece.busy), ("busy", piece.busy)):
         if share > 0:
-            account = next(account for account, of in PRECEDENCE if of == part and (account, of) in claims)
+            account, *others = (account for account, of in PRECEDENCE if of == part and (account, of) in claims)
+            if account == "checkpoint" and around.checkpoint < 1:
+                # It idled for the checkpoint first: what it worked in this piece it did before or after.
+                taken = min(share, saving)
+                saving -= taken
+                found[others[0]] = found.get(others[0], 0.0) + share - taken
+                share = taken  # noqa: PLW2901
             found[account] = found.get(account, 0.0) + share
     if piece.held_back and piece.clock and around.clock and around.clock > piece.clock:
         for account in COMPUTING & found.keys():

@@ -30,6 +30,11 @@ class Spent:
         return tuple(sorted(lost, key=lambda account: -self.seconds[account]))
 
     @property
+    def most(self) -> tuple[str, float, float] | None:
+        """What it lost most time to: account, seconds, dollars."""
+        return next(((account, self.seconds[account], self.dollars[account]) for account in self.losses), None)
+
+    @property
     def lost(self) -> float:
         return sum(self.seconds[account] for account in self.losses)
 

@@ -21,6 +21,7 @@ from gpuhost_exporter.sources.state import Data, State
 PREFIX = "ledger-"
 DAYS_KEPT = 35
 HOUR = 3600.0
+DAY = 24 * HOUR
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +37,30 @@ class Bucket:
 
 
 class Hours:
-    """Collects what is booked; save() adds it to the files."""
+    """Collects what is booked; save() adds it to the files, day() has the last 24 hours in memory."""
 
     def __init__(self, state: State) -> None:
         self._state = state
         self._new: dict[tuple[float, str], dict[str, float]] = {}
+        self._day: dict[tuple[float, str], dict[str, float]] = {}
+
+    def load(self, wall: float) -> None:
+        """What earlier runs booked. Once, before anything is added."""
+        for bucket in buckets(self._state, wall - DAY, wall):
+            self._day[bucket.start, bucket.uuid] = dict(bucket.seconds)
 
     def add(self, wall: float, uuid: str, account: str, seconds: float) -> None:
-        accounts = self._new.setdefault((wall - wall % HOUR, uuid), {})
-        accounts[account] = accounts.get(account, 0.0) + seconds
+        for table in (self._new, self._day):
+            accounts = table.setdefault((wall - wall % HOUR, uuid), {})
+            accounts[account] = accounts.get(account, 0.0) + seconds
+
+    def day(self, wall: float, gpus: Iterable[Gpu], prices: Mapping[str, float]) -> Iterator[Bucket]:
+        """Of the last 24 hours, by whole hours, and at today's prices."""
+        self._day = {key: accounts for key, accounts in self._day.items() if key[0] + HOUR > wall - DAY}
+        known = {gpu.uuid: gpu for gpu in gpus}
+        for (start, uuid), accounts in self._day.items():
+            if gpu := known.get(uuid):
+                yield Bucket(start, uuid, gpu.index, gpu.name, prices[uuid], accounts)
 
     def save(self, wall: float, gpus: Iterable[Gpu], prices: Mapping[str, float]) -> None:
         known = {gpu.uuid: {"index": gpu.index, "name": gpu.name, "price": prices[gpu.uuid]} for gpu in gpus}
@@ -76,7 +92,7 @@ def buckets(state: State, since: float, until: float) -> Iterator[Bucket]:
             midnight = datetime.strptime(name.removeprefix(PREFIX), "%Y-%m-%d").replace(tzinfo=timezone.utc).timestamp()
         except ValueError:
             continue
-        if midnight + 24 * HOUR > since and midnight < until:
+        if midnight + DAY > since and midnight < until:
             for bucket in _of_day(state.load(name), midnight):
                 if bucket.start + HOUR > since and bucket.start < until:
                     yield bucket
@@ -124,4 +140,4 @@ def _day(wall: float) -> str:
 
 
 def _hour(wall: float) -> str:
-    return str(int(wall % (24 * HOUR) // HOUR))
+    return str(int(wall % DAY // HOUR))

@@ -9,16 +9,18 @@ unknown; while the driver does not answer it is booked so as it passes.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gpuhost_exporter.ledger.book import Book
 from gpuhost_exporter.ledger.checkpoint import Checkpoint, Watch
 from gpuhost_exporter.ledger.classify import Around, free_clock, shares, waits
-from gpuhost_exporter.ledger.piece import HOST, Piece, Usual, Work, jobs_of, of_activity, works
+from gpuhost_exporter.ledger.marks import Marks
+from gpuhost_exporter.ledger.piece import HOST, RUNGS, Piece, Rung, Usual, Work, jobs_of, of_activity, works
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.evidence import Evidence
+from gpuhost_exporter.sources.marker import Mark
 from gpuhost_exporter.sources.nvml.readings import Activity
 
 HOLD_SECONDS = 3.5  # time is settled so late
@@ -30,14 +32,14 @@ _LOST = frozenset({"lost", "needs_reset", "missing"})
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the host's readers have told. `states`: uuid -> one of GPU_STATES; `activities`: the
-    last few of each GPU, oldest first;
-    `windows`: of processes, those that are new; `power_limits` in watts."""
+    """What the host's readers have told. `states`: uuid -> one of GPU_STATES; `activities`: the last few of each GPU,
+    oldest first; `windows` of processes and `marks`: those that are new; `power_limits` in watts."""
 
     states: Mapping[str, str]
     activities: Sequence[Activity]
     windows: Sequence[Evidence] = ()
     power_limits: Mapping[str, float] = field(default_factory=dict)
+    marks: Sequence[Mark] = ()
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ class _Gpu:
 @dataclass(slots=True)
 class _Job:
     watch: Watch
+    marks: Marks
     works: deque[Work] = field(default_factory=deque)
 
 
@@ -70,6 +73,9 @@ class Ledger:
         self._jobs: dict[str, _Job] = {}
         self._evidence_at = float("-inf")
         self._owners: dict[int, str] = {}  # pid of a GPU holder -> its job
+        self._members: dict[int, str] = {}  # the same of every process that is followed
+        self._marks: list[Mark] = []  # of processes that no job is known of, yet
+        self.marks: Counter[str] = Counter()  # "taken" and "unowned"
         self._settled: float | None = None
 
     @property
@@ -86,9 +92,15 @@ class Ledger:
         """What each job's processes did last, where that is told."""
         return {name: job.works[-1] for name, job in self._jobs.items() if job.works}
 
+    def rung(self, piece: Piece) -> Rung:
+        """How the bytes of the GPU's job are known; of several jobs, those that are known worst."""
+        works = self.works
+        known = [works[job].rung for job in piece.jobs if job in works]
+        return max(known, key=RUNGS.index) if known and len(known) == len(piece.jobs) else "none"
+
     def checkpoints_running(self) -> dict[str, float]:
         """job -> when the checkpoint that it stands for began."""
-        found = {name: job.watch.running_since for name, job in self._jobs.items()}
+        found = {name: job.marks.running_since or job.watch.running_since for name, job in self._jobs.items()}
         return {name: since for name, since in found.items() if since is not None}
 
     def tick(self, now: float, seen: Seen) -> list[Checkpoint]:
@@ -105,6 +117,7 @@ class Ledger:
         for uuid, gpu in self._gpus.items():
             if uuid not in seen.states:
                 self._tell(gpu, Piece(gpu.book.told, now, state="unknown"))
+        self._mark(now, seen.marks)
         horizon = now - HOLD_SECONDS
         ended = self._lead_watches(horizon)
         self._settle(horizon)
@@ -116,13 +129,33 @@ class Ledger:
             if evidence.at > max(self._evidence_at, evidence.since):
                 self._evidence_at = evidence.at
                 self._owners = jobs_of(evidence)
+                self._members = {each.pid: each.job for each in evidence.processes if each.job} | self._owners
                 for name, work in works(evidence, self._limits).items():
                     if name in self._jobs:
                         self._jobs[name].works.append(work)
 
+    def _mark(self, now: float, marks: Sequence[Mark]) -> None:
+        """Hand marks to their jobs. A writer that has just been started is known a few seconds later."""
+        holders = {
+            process.pid for gpu in self._gpus.values() if gpu.activity for process in gpu.activity.processes or ()
+        }
+        waiting, self._marks = [*self._marks, *marks], []
+        for mark in waiting:
+            name = self._members.get(mark.pid) or (HOST if mark.pid in holders else "")
+            if name in self._jobs:
+                self._jobs[name].marks.take(mark)
+                self.marks["taken"] += 1
+            elif now - mark.at < HOLD_SECONDS:
+                self._marks.append(mark)
+            else:
+                self.marks["unowned"] += 1
+        for job in self._jobs.values():
+            if job.marks:
+                job.marks.forget(now, holders | self._members.keys())
+
     def _job(self, name: str) -> _Job:
         if name not in self._jobs:
-            self._jobs[name] = _Job(Watch(name, self._limits))
+            self._jobs[name] = _Job(Watch(name, self._limits), Marks(name, self._limits))
         return self._jobs[name]
 
     def _observe(
@@ -168,7 +201,8 @@ class Ledger:
         jobs = tuple(sorted(names)) or (HOST,)
         for name in jobs:
             self._job(name)
-        return replace(piece, jobs=jobs)
+        # Whose copies leave a GPU that several have, nobody can tell.
+        return replace(piece, jobs=jobs, copied=piece.copied if len(jobs) == 1 else 0.0)
 
     @staticmethod
     def _tell(gpu: _Gpu, piece: Piece) -> None:
@@ -180,13 +214,15 @@ class Ledger:
         since, self._settled = self._settled, horizon
         if since is None:
             return []
-        ended = []
+        ended: list[Checkpoint | None] = []
         for name, job in self._jobs.items():
             pieces = [[piece for piece in gpu.book.pending if name in piece.jobs] for gpu in self._gpus.values()]
-            found = job.watch.advance(since, horizon, pieces, tuple(job.works))
-            if found:
-                ended.append(found)
-        return ended
+            works = tuple(job.works)
+            if job.marks:
+                ended += (job.watch.interrupt(), job.marks.advance(since, horizon, pieces, works))
+            else:
+                ended.append(job.watch.advance(since, horizon, pieces, works))
+        return [found for found in ended if found]
 
     def _settle(self, horizon: float) -> None:
         clock = free_clock(self.latest.values())
@@ -199,9 +235,12 @@ class Ledger:
 
     def _cost(self, piece: Piece, seconds: float) -> None:
         for name in piece.jobs:
-            watch = self._jobs[name].watch
-            if watch.covers(piece.since, piece.at):
-                watch.cost(seconds)
+            job = self._jobs[name]
+            if job.marks:
+                job.marks.cost(seconds)
+                return
+            if job.watch.covers(piece.since, piece.at):
+                job.watch.cost(seconds)
                 return
 
     def _around(self, uuid: str, gpu: _Gpu, piece: Piece, clock: float | None) -> Around:
@@ -219,7 +258,7 @@ class Ledger:
         around = tuple(work for job in jobs for work in job.works if work.since < piece.at and piece.since < work.at)
         return Around(
             works=around,
-            checkpoint=any(job.watch.covers(piece.since, piece.at) for job in jobs),
+            checkpoint=max((_saving(job, piece) for job in jobs), default=0.0),
             starting=starting,
             waiting=waiting,
             idle_for=piece.at - gpu.idle_since,
@@ -249,8 +288,15 @@ class Ledger:
                 job.works.popleft()
         held = {name for gpu in self._gpus.values() for piece in gpu.book.pending for name in piece.jobs}
         for name, job in list(self._jobs.items()):
-            if name not in held and job.watch.running_since is None:
+            if name not in held and job.watch.running_since is None and not job.marks:
                 del self._jobs[name]
+
+
+def _saving(job: _Job, piece: Piece) -> float:
+    """The share of a piece for which the job stands for a checkpoint."""
+    if job.marks:
+        return job.marks.share(piece.since, piece.at)
+    return float(job.watch.covers(piece.since, piece.at))
 
 
 def _seldom_read(activity: Activity) -> bool:

@@ -154,13 +154,15 @@ def _heat_counted(now: Activity, before: Activity | None) -> bool:
 class Work:
     """What a job's processes did between `since` and `at`. Bytes; cores by the GPU whose holder burned them.
 
-    On rung none the bytes are not known.
+    `made`: of the bytes written, without those that were only copied, where that is told; negative where it is told
+    late. On rung none the bytes are not known.
     """
 
     since: float
     at: float
     rung: Rung
     wrote: float
+    made: float
     read: float
     writer_blocked: bool
     loading: bool  # loaders wait for the disk or burn CPU
@@ -189,7 +191,7 @@ def works(evidence: Evidence, limits: Thresholds) -> dict[str, Work]:
 def _work(evidence: Evidence, job: str, jobs: int, limits: Thresholds) -> Work:
     seconds = evidence.at - evidence.since
     processes = [process for process in evidence.processes if process.job == job]
-    wrote, read, rung = _bytes(evidence, job, processes, jobs)
+    wrote, made, read, rung = _bytes(evidence, job, processes, jobs)
     loaders = [process for process in processes if process.role == "loader"]
     burned = sum(process.cpu_seconds or 0.0 for process in loaders)
     cores: dict[str, float] = {}
@@ -202,6 +204,7 @@ def _work(evidence: Evidence, job: str, jobs: int, limits: Thresholds) -> Work:
         at=evidence.at,
         rung=rung,
         wrote=wrote,
+        made=made,
         read=read,
         writer_blocked=any(process.role != "loader" and process.threads_blocked for process in processes),
         loading=any(process.threads_blocked for process in loaders) or burned >= limits.holder_cores * seconds,
@@ -210,28 +213,28 @@ def _work(evidence: Evidence, job: str, jobs: int, limits: Thresholds) -> Work:
     )
 
 
-def _bytes(evidence: Evidence, job: str, processes: Sequence[ProcessSample], jobs: int) -> tuple[float, float, Rung]:
-    """(written, read, how that is known)."""
+def _bytes(
+    evidence: Evidence, job: str, processes: Sequence[ProcessSample], jobs: int
+) -> tuple[float, float, float, Rung]:
+    """(written, made, read, how that is known)."""
     if processes and not any(process.denied for process in processes):
         return (
             float(sum(process.wrote or 0 for process in processes)),
+            float(sum(process.made_bytes or 0 for process in processes)),
             float(sum(process.read or 0 for process in processes)),
             "process",
         )
     groups = [group for group in evidence.cgroups if group.job == job and group.write_bytes is not None]
     if groups:
-        return (
-            float(sum(max(group.write_bytes or 0, group.dirtied_bytes or 0) for group in groups)),
-            float(sum(group.read_bytes or 0 for group in groups)),
-            "cgroup",
-        )
+        wrote = float(sum(max(group.write_bytes or 0, group.dirtied_bytes or 0) for group in groups))
+        return wrote, wrote, float(sum(group.read_bytes or 0 for group in groups)), "cgroup"
     host = evidence.host
     if host.dirtied_bytes is None and host.devices is None:
-        return 0.0, 0.0, "none"
+        return 0.0, 0.0, 0.0, "none"
     devices = host.devices or ()
-    wrote = max(host.dirtied_bytes or 0, sum(device.write_bytes for device in devices))
     # Of several jobs on the host nobody knows whose bytes these are.
-    return wrote / max(1, jobs), sum(device.read_bytes for device in devices) / max(1, jobs), "host"
+    wrote = max(host.dirtied_bytes or 0, sum(device.write_bytes for device in devices)) / max(1, jobs)
+    return wrote, wrote, sum(device.read_bytes for device in devices) / max(1, jobs), "host"
 
 
 def _mount(processes: Iterable[ProcessSample]) -> str:

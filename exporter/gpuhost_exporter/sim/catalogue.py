@@ -46,6 +46,7 @@ _SUPERMICRO = System(
     threads=224,
     memory_kib=2_113_412_744,
     cmdline="BOOT_IMAGE=/vmlinuz-6.8.0-57-generic root=/dev/md127 ro iommu=pt",
+    iommu="identity",
 )
 
 
@@ -142,6 +143,7 @@ def _l40s() -> HostSpec:
             threads=128,
             memory_kib=792_320_512,
             cmdline="BOOT_IMAGE=/vmlinuz-5.15.0-136-generic root=/dev/nvme2n1p2 ro",
+            governor="ondemand",
         ),
         driver=Driver("550.144.03", 12040, last_field=230),
         model=parts.L40S,
@@ -222,6 +224,8 @@ def _oldkernel() -> HostSpec:
             threads=256,
             memory_kib=1_056_538_112,
             cmdline="BOOT_IMAGE=(hd0,gpt2)/vmlinuz-4.18.0-305.el8.x86_64 root=/dev/nvme4n1p2 ro",
+            iommu="",
+            corrected_errors=12,
             pressure=False,
             discard_and_flush=4,
             nvme_hwmon=False,

@@ -148,6 +148,9 @@ class System:
     cmdline: str
     steal: float = 0.0  # share of CPU time
     hypervisor: bool = False
+    iommu: str = "DMA-FQ"  # of each group; empty before 5.11
+    governor: str = "performance"
+    corrected_errors: int = 0  # of the first memory controller
     pressure: bool = True
     discard_and_flush: int = 6  # trailing fields of diskstats: 6 since 5.5, 4 since 4.18
     nvme_hwmon: bool = True

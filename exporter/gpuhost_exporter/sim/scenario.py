@@ -91,6 +91,8 @@ class HostLevels(NamedTuple):
     ecn_packets: float = 0.0  # marked packets a second
     retransmits: float = 0.0  # a second
     out_of_sequence: float = 0.0  # packets a second
+    ack_timeouts: float = 0.0  # a second
+    paused: float = 0.0  # share of time that each GPU's port may not send
 
 
 # These do not wobble.
@@ -98,7 +100,7 @@ _STEADY = frozenset({"power_capped", "thermal_slowdown", "heat", "clock", "memor
 _RATIOS = frozenset(
     {"graphics", "sm", "occupancy", "tensor", "fp64", "fp32", "fp16", "dram", "power", "disk_busy", "cpu", "loader_cpu"}
     | {"power_capped", "thermal_slowdown", "memory", "clock", "iowait"}
-    | {"io_some", "io_full", "cpu_some", "memory_some", "memory_full"}
+    | {"io_some", "io_full", "cpu_some", "memory_some", "memory_full", "paused"}
 )
 
 FaultKind = Literal[

@@ -10,7 +10,7 @@ import os
 import time
 
 from gpuhost_exporter.clock import Clock
-from gpuhost_exporter.sim import control, mounts, tree_block, tree_jobs, tree_proc, tree_sys
+from gpuhost_exporter.sim import control, mounts, tree_block, tree_jobs, tree_platform, tree_ports, tree_proc, tree_sys
 from gpuhost_exporter.sim.timeline import Event, Timeline
 from gpuhost_exporter.sim.tree_files import Files
 from gpuhost_exporter.sources import udev
@@ -45,6 +45,8 @@ class Tree:
             files.put_all("proc", tree_proc.fixed(timeline.host, current.boot_id))
             files.put("proc/self/mountinfo", mounts.mountinfo(timeline.host))
             tree_sys.write_fixed(files, timeline.host)
+            tree_ports.write_fixed(files, timeline.host)
+            tree_platform.write_fixed(files, timeline.host)
             if timeline.host.system.unified_cgroups:
                 files.put("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory pids")
             self._resume()
@@ -67,7 +69,8 @@ class Tree:
         if timeline.host.system.pressure:
             files.put_all("proc/pressure", tree_proc.pressure(timeline, seconds))
         tree_sys.write_drives(files, timeline, seconds)
-        tree_sys.write_ports(files, timeline, seconds)
+        tree_ports.write(files, timeline, seconds)
+        tree_platform.write(files, timeline, seconds)
         tree_sys.write_links(files, timeline, seconds)
         self._write_processes(seconds)
         self._write_kernel_log(seconds)
@@ -97,13 +100,14 @@ class Tree:
             self._records = sum(1 for _ in log)
 
     def _write_processes(self, seconds: float) -> None:
-        processes = tree_jobs.processes(self._timeline, seconds)
+        services = tree_platform.services(self._timeline, seconds)
+        processes = services | tree_jobs.processes(self._timeline, seconds)
         for pid in self._pids - set(processes):
             self._files.remove(f"proc/{pid}")
         for pid, texts in processes.items():
             self._files.put_all(f"proc/{pid}", texts)
         self._pids = set(processes)
-        groups = tree_jobs.groups(self._timeline, seconds)
+        groups = tree_platform.groups(self._timeline, seconds) | tree_jobs.groups(self._timeline, seconds)
         for group in self._groups - set(groups):
             self._files.remove(f"sys/fs/cgroup/{group}")
         for group, texts in groups.items():

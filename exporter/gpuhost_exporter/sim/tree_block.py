@@ -192,6 +192,7 @@ def md_files(which: Array, state: ArrayState) -> dict[str, str]:
         word = "faulty" if member in state.faulty else "spare" if recovering and last else "in_sync"
         files[f"dev-{member}/state"] = word
         files[f"dev-{member}/errors"] = "0"
+        files[f"dev-{member}/bad_blocks"] = ""
         files[f"dev-{member}/slot"] = "none" if word == "faulty" else str(slot)
     if which.level == "raid1":
         done = int(which.sectors * (state.recovered or 0.0))

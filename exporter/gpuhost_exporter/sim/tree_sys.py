@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpuhost_exporter.sim import drive_health, tree_block
-from gpuhost_exporter.sim.hosts import Array, Drive, HostSpec, PciDevice, Port, System
+from gpuhost_exporter.sim.hosts import Array, Drive, HostSpec, PciDevice, System
 from gpuhost_exporter.sim.timeline import Timeline
 from gpuhost_exporter.sim.tree_files import Files
 
@@ -14,23 +14,6 @@ _AER_FATAL = (
     "Undefined", "DLP", "SDES", "TLP", "FCP", "CmpltTO", "CmpltAbrt", "UnxCmplt", "RxOF", "MalfTLP", "ECRC",
     "UnsupReq", "ACSViol", "UncorrIntErr", "BlockedTLP", "AtomicOpBlocked", "TLPBlockedErr", "PoisonTLPBlocked",
 )  # fmt: skip
-_COUNTERS = (
-    "VL15_dropped", "excessive_buffer_overrun_errors", "link_downed", "link_error_recovery",
-    "local_link_integrity_errors", "multicast_rcv_packets", "multicast_xmit_packets",
-    "port_rcv_constraint_errors", "port_rcv_errors", "port_rcv_remote_physical_errors",
-    "port_rcv_switch_relay_errors", "port_xmit_constraint_errors", "port_xmit_discards", "port_xmit_wait",
-    "symbol_error",
-)  # fmt: skip
-_HW_COUNTERS = (
-    "duplicate_request", "implied_nak_seq_err", "local_ack_timeout_err", "out_of_buffer", "packet_seq_err",
-    "req_cqe_error", "req_cqe_flush_error", "resp_cqe_error", "resp_cqe_flush_error", "rnr_nak_retry_err",
-)  # fmt: skip
-_ROCE_COUNTERS = (
-    "roce_adp_retrans_to", "roce_slow_restart", "roce_slow_restart_cnps", "roce_slow_restart_trans",
-    "rp_cnp_ignored", "rx_icrc_encapsulated",
-)  # fmt: skip
-_MTU = 4096
-_TRAFFIC_BEFORE = 8.8e14  # bytes of a port when the simulation began
 
 
 def write_fixed(files: Files, host: HostSpec) -> None:
@@ -39,8 +22,6 @@ def write_fixed(files: Files, host: HostSpec) -> None:
         _pci(files, device, host.system)
     for array in host.arrays:
         _array(files, array, host)
-    for port in host.ports:
-        _port(files, port)
     _machine(files, host)
 
 
@@ -85,37 +66,6 @@ def write_drives(files: Files, timeline: Timeline, seconds: float) -> None:
         fields = tree_block.array(timeline, array, seconds).fields(last)
         files.put(f"{folder}/stat", tree_block.stat(fields))
         files.put_all(f"{folder}/md", tree_block.md_files(array, tree_block.array_state(timeline, array, seconds)))
-
-
-def write_ports(files: Files, timeline: Timeline, seconds: float) -> None:
-    totals = timeline.host_levels(seconds)[1]
-    for port in timeline.host.ports:
-        moved = _TRAFFIC_BEFORE + (totals.nic if port.compute else totals.frontend)
-        folder = f"sys/{port.pci.folder}/infiniband/{port.device}/ports/1"
-        packets = str(int(moved / _MTU))
-        files.put_all(
-            f"{folder}/counters",
-            {
-                "port_xmit_data": str(int(moved / 4)),
-                "port_rcv_data": str(int(moved * 0.997 / 4)),
-                "port_xmit_packets": packets,
-                "port_rcv_packets": packets,
-                "unicast_xmit_packets": packets,
-                "unicast_rcv_packets": packets,
-            },
-        )
-        if port.link_layer == "Ethernet":
-            share = float(port.compute)
-            files.put_all(
-                f"{folder}/hw_counters",
-                {
-                    "rp_cnp_handled": str(int(310_442 + share * totals.congestion_packets)),
-                    "np_cnp_sent": str(int(298_017 + share * totals.congestion_packets)),
-                    "np_ecn_marked_roce_packets": str(int(702_118 + share * totals.ecn_packets)),
-                    "roce_adp_retrans": str(int(share * totals.retransmits)),
-                    "out_of_sequence": str(int(1_204 + share * totals.out_of_sequence)),
-                },
-            )
 
 
 def write_links(files: Files, timeline: Timeline, seconds: float) -> None:
@@ -193,6 +143,12 @@ def _pci(files: Files, device: PciDevice, system: System) -> None:
             "aer_dev_nonfatal": _aer(_AER_FATAL, "NONFATAL"),
         },
     )
+    if not system.hypervisor:
+        group = f"sys/kernel/iommu_groups/{int(device.bdf[5:7], 16)}"
+        files.put(f"{group}/reserved_regions", "0x00000000fee00000 0x00000000feefffff msi")
+        if system.iommu:
+            files.put(f"{group}/type", system.iommu)
+        files.link(f"sys/{folder}/iommu_group", group)
 
 
 def _aer(names: tuple[str, ...], kind: str) -> str:
@@ -282,47 +238,6 @@ def _array(files: Files, array: Array, host: HostSpec) -> None:
         files.link(f"{folder}/md/rd{slot}", f"{folder}/md/dev-{member}")
 
 
-def _port(files: Files, port: Port) -> None:
-    folder = f"sys/{port.pci.folder}/infiniband/{port.device}"
-    ethernet = port.link_layer == "Ethernet"
-    guid = f"946d:ae03:00{port.pci.bdf[5:7]}:{port.gigabits:04x}"
-    files.put_all(
-        folder,
-        {"node_type": "1: CA", "fw_ver": "28.41.1000", "node_guid": guid, "board_id": "MT_0000000838"},
-    )
-    files.put_all(
-        f"{folder}/ports/1",
-        {
-            "state": "4: ACTIVE",
-            "phys_state": "5: LinkUp",
-            "rate": port.rate,
-            "link_layer": port.link_layer,
-            "lid": "0x0" if ethernet else "0x1f",
-            "gids/0": f"fe80:0000:0000:0000:{guid}",
-            "gid_attrs/types/0": "IB/RoCE v1",
-            "gid_attrs/ndevs/0": port.netdev,
-        },
-    )
-    if ethernet:
-        files.put_all(
-            f"{folder}/ports/1",
-            {
-                "gids/1": f"fe80:0000:0000:0000:{guid}",
-                "gid_attrs/types/1": "RoCE v2",
-                "gid_attrs/ndevs/1": port.netdev,
-            },
-        )
-    zero = dict.fromkeys(_HW_COUNTERS + (_ROCE_COUNTERS if ethernet else ("out_of_sequence",)), "0")
-    files.put_all(f"{folder}/ports/1/hw_counters", {**zero, "lifespan": "10"})
-    files.put_all(f"{folder}/ports/1/counters", dict.fromkeys(_COUNTERS, "0"))
-    files.link(f"{folder}/device", f"sys/{port.pci.folder}")
-    files.link(f"sys/class/infiniband/{port.device}", folder)
-    net = f"sys/{port.pci.folder}/net/{port.netdev}"
-    files.put_all(net, {"operstate": "up", "carrier": "1", "mtu": "9000", "speed": str(1000 * port.gigabits)})
-    files.link(f"{net}/device", f"sys/{port.pci.folder}")
-    files.link(f"sys/class/net/{port.netdev}", net)
-
-
 def _machine(files: Files, host: HostSpec) -> None:
     system = host.system
     files.put_all(
@@ -343,7 +258,5 @@ def _machine(files: Files, host: HostSpec) -> None:
     files.put("sys/devices/system/cpu/online", f"0-{system.threads - 1}")
     for node in range(system.sockets):
         files.put(f"sys/devices/system/node/node{node}/cpulist", _cpus(system, node))
-    if not system.hypervisor:
-        files.put("sys/kernel/iommu_groups/0/type", "identity" if "iommu=pt" in system.cmdline else "DMA")
     if host.driver is not None:
         files.put("sys/module/nvidia/version", host.driver.version)

@@ -15,11 +15,11 @@ Role = Literal["holder", "loader", "writer", "other"]
 JobKind = Literal["slurm", "kubernetes", "container", "user"]
 
 
-@dataclass(frozen=True, slots=True)
-class JobIdentity:
+class JobIdentity(NamedTuple):
     """Whose work a GPU holder is: from its cgroup's path, and from its environment where that may be read.
 
     Text from the environment is the user's own: printable, at most 128 characters, and else not to be trusted.
+    A tuple, as ProcessSample is.
     """
 
     kind: JobKind
@@ -66,12 +66,13 @@ class ProcessSample(NamedTuple):
     blocked_seconds: float | None  # main thread waiting for block I/O; None unless delay accounting is on
     denied: bool  # /proc/PID/io may not be read: the fields below are None
     # Through system calls: files, on tmpfs too, and pipes; not sockets' recv and send, not mmap. A call counts when it
-    # returns, less what the page cache had told of it in the windows before.
+    # returns, less what the page cache had told of it in the windows before. A core file is left out.
     read_chars: int | None
     written_chars: int | None
     read_bytes: int | None  # fetched from storage
     write_bytes: int | None  # page cache newly dirtied, mmap too, and direct writes; 0 for tmpfs and for overwrites
     cancelled_bytes: int | None  # dirtied before and then removed: never written
+    made_bytes: int | None  # of what it wrote, less what it read meanwhile: a copy makes nothing. Negative: takes back
     mount: str | None = None  # mount point that it writes to, where it wrote much and its files may be looked at
     mount_type: str | None = None  # "ext4", "nfs4", "tmpfs", ...
 

@@ -37,16 +37,17 @@ def source_error(path: str, error: OSError) -> SourceError:
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """Where the host's trees are: `--path.procfs`, `--path.sysfs`, and /dev."""
+    """Where the host's trees are: `--path.procfs`, `--path.sysfs`, /dev, and what is above /run and /var."""
 
     proc: str = "/proc"
     sys: str = "/sys"
     dev: str = "/dev"
+    top: str = ""
 
     @classmethod
     def below(cls, folder: str) -> Root:
         """The trees of a simulated or recorded host."""
-        return cls(f"{folder}/proc", f"{folder}/sys", f"{folder}/dev")
+        return cls(f"{folder}/proc", f"{folder}/sys", f"{folder}/dev", folder)
 
 
 def read_text(path: str) -> str:
@@ -54,30 +55,30 @@ def read_text(path: str) -> str:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            block = os.read(descriptor, 65536)
-            if len(block) >= 4096:  # seq_file hands out a page at a time; short attributes come whole
-                blocks = [block]
-                size = len(block)
-                while block and size <= LIMIT:
-                    block = os.read(descriptor, 65536)
-                    blocks.append(block)
-                    size += len(block)
-                if size > LIMIT:
+            text = b""
+            # A seq_file hands out whole records, a page at most: less than a page is no end.
+            while block := os.read(descriptor, 65536):
+                text += block
+                if len(text) > LIMIT:
                     raise Malformed(f"{path}: longer than {LIMIT} bytes")
-                return b"".join(blocks).decode("utf-8", "replace").strip()
         finally:
             os.close(descriptor)
     except OSError as error:
         raise source_error(path, error) from error
-    return block.decode("utf-8", "replace").strip()
+    return text.decode("utf-8", "replace").strip()
 
 
 def read_start(path: str) -> str:
-    """What the file hands out at once, at most 4 KiB: enough where a long list (/proc/cpuinfo) repeats itself."""
+    """What the file hands out at once, at most 4 KiB: a number, or the head of a list that repeats itself."""
+    return read_block(path).decode("utf-8", "replace").strip()
+
+
+def read_block(path: str, offset: int = 0, size: int = 4096) -> bytes:
+    """What the file hands out at once from there."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            return os.read(descriptor, 4096).decode("utf-8", "replace").strip()
+            return os.pread(descriptor, size, offset)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -86,7 +87,7 @@ def read_start(path: str) -> str:
 
 def read_number(path: str) -> int:
     """The file's text as an integer of at most 64 bits, decimal or 0x…"""
-    text = read_text(path)
+    text = read_start(path)
     if len(text) <= _LONGEST_NUMBER:
         with suppress(ValueError):
             return int(text, 0)

@@ -17,13 +17,14 @@ from gpuhost_exporter.errors import Denied, SourceError
 from gpuhost_exporter.sources import cgroups, jobs, procfs, writeback
 from gpuhost_exporter.sources.evidence import Evidence, JobIdentity, ProcessSample, Role
 from gpuhost_exporter.sources.files import Root, optional_text, read_text
-from gpuhost_exporter.sources.process_work import Process
+from gpuhost_exporter.sources.process_work import Process, Work
 from gpuhost_exporter.sources.procfs import Io, Stat
 
 MOST_PROCESSES = 512
 SEARCH_SECONDS = 5.0
 THREADS_SECONDS = 30.0  # a thread other than the main one seldom has children
-THREADS_A_LOOK = 8
+THREADS_A_LOOK = 8  # of a process
+MOST_THREADS_A_LOOK = 64  # of all holders
 MOUNT_BYTES = 32 << 20  # written in one window: worth a look at the open files
 MOUNT_SECONDS = 10.0
 _SLOW_SECONDS = 60.0
@@ -73,8 +74,9 @@ class Follower:
         self._drop(gpus)
         unseen = tuple(pid for pid in sorted(gpus) if not self._hold(pid, now))
         self._search(now)
-        told = self._read_all()
-        samples = tuple(self._sample(*each, gpus.get(each[0].pid, ()), now, now - since) for each in told)
+        told = [(process, stat, process.advance(stat, io)) for process, stat, io in self._read_all()]
+        self._find_mounts(((process, work) for process, _, work in told), now)
+        samples = tuple(self._sample(*each, gpus.get(each[0].pid, ()), now - since) for each in told)
         holders = [(pid, holder.identity) for pid, holder in self._holders.items() if holder.identity is not None]
         groups = {holder.cgroup: holder.identity for holder in self._holders.values() if holder.cgroup}
         return Evidence(
@@ -193,15 +195,10 @@ class Follower:
                     process.bequeath(parent)
         return told
 
-    def _sample(
-        self, process: Process, stat: Stat, io: Io | None, gpus: Iterable[str], now: float, seconds: float
-    ) -> ProcessSample:
-        work = process.advance(stat, io)
+    def _sample(self, process: Process, stat: Stat, work: Work, gpus: Iterable[str], seconds: float) -> ProcessSample:
         role, why = process.role(work, seconds)
         looked, waiting = self._threads(process, stat, role)
         done = work.io
-        if done is not None and max(done.written_chars, done.write_bytes) >= MOUNT_BYTES:
-            self._find_mount(process, now)
         identity = self._holders[process.holder].identity
         return ProcessSample(
             pid=process.pid,
@@ -225,6 +222,7 @@ class Follower:
             read_bytes=done.read_bytes if done else None,
             write_bytes=done.write_bytes if done else None,
             cancelled_bytes=done.cancelled_bytes if done else None,
+            made_bytes=work.made,
             mount=process.mount.point if process.mount else None,
             mount_type=process.mount.type if process.mount else None,
         )
@@ -235,10 +233,11 @@ class Follower:
         if role not in ("holder", "writer") or not process.threads:
             return 1, len(blocked)
         count = len(process.threads)
+        few = max(1, min(THREADS_A_LOOK, MOST_THREADS_A_LOOK // len(self._holders)))
         chosen = set(process.blocked[:THREADS_A_LOOK])
-        chosen.update(process.threads[(process.turn + step) % count] for step in range(min(count, THREADS_A_LOOK)))
+        chosen.update(process.threads[(process.turn + step) % count] for step in range(min(count, few)))
         chosen.discard(process.pid)
-        process.turn = (process.turn + THREADS_A_LOOK) % count
+        process.turn = (process.turn + few) % count
         for thread in chosen:
             text = optional_text(f"{self._root.proc}/{process.pid}/task/{thread}/stat") or ""
             if text.rpartition(")")[2][1:2] == "D":
@@ -246,8 +245,22 @@ class Follower:
         process.blocked = blocked
         return 1 + len(chosen), len(blocked)
 
+    def _find_mounts(self, works: Iterable[tuple[Process, Work]], now: float) -> None:
+        """Of those who write much; where none of many that belong together does, of the one that writes most."""
+        together: dict[int, list[tuple[int, Process]]] = {}
+        for process, work in works:
+            if work.io is not None and (wrote := max(work.io.written_chars, work.io.write_bytes)):
+                together.setdefault(process.holder, []).append((wrote, process))
+        for writers in together.values():
+            if sum(wrote for wrote, _ in writers) >= MOUNT_BYTES:
+                most = max(wrote for wrote, _ in writers)
+                for wrote, process in writers:
+                    if wrote >= min(most, MOUNT_BYTES):
+                        self._find_mount(process, now)
+
     def _find_mount(self, process: Process, now: float) -> None:
-        if now - process.mount_at >= MOUNT_SECONDS:
+        passing = process.mount is None or process.mount.type == "tmpfs"  # what is staged moves on
+        if passing or now - process.mount_at >= MOUNT_SECONDS:
             process.mount_at, process.mount = now, procfs.written_mount(self._root, process.pid)
 
 

@@ -15,7 +15,6 @@ import queue
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from gpuhost_exporter.errors import SourceError
 from gpuhost_exporter.sources.evidence import JobIdentity
@@ -105,17 +104,17 @@ def identify(cgroup: str, environment: Mapping[str, str], uid: int | None) -> Jo
     slurm_number = told.get("SLURM_JOB_ID") or ""
     base = _whose(told, uid)
     if slurm:
-        return replace(
-            base, kind="slurm", id=slurm[1], step=slurm[2], container=container, name=told.get("SLURM_JOB_NAME")
+        return base._replace(
+            kind="slurm", id=slurm[1], step=slurm[2], container=container, name=told.get("SLURM_JOB_NAME")
         )
     if pod:
         pod_uid = pod[1].replace("_", "-")
         name = told.get("POD_NAME") or told.get("HOSTNAME")
-        return replace(base, kind="kubernetes", id=pod_uid, pod=pod_uid, container=container, name=name)
+        return base._replace(kind="kubernetes", id=pod_uid, pod=pod_uid, container=container, name=name)
     if container:
-        return replace(base, kind="container", id=container, container=container)
+        return base._replace(kind="container", id=container, container=container)
     if slurm_number.isdecimal():
-        return replace(base, kind="slurm", id=slurm_number, name=told.get("SLURM_JOB_NAME"))
+        return base._replace(kind="slurm", id=slurm_number, name=told.get("SLURM_JOB_NAME"))
     return base if uid is not None else None
 
 

@@ -1,4 +1,4 @@
-r"""NVIDIA's errors in the kernel log: XID of a GPU, SXid of an NVSwitch.
+r"""NVIDIA's errors in the kernel log, XID of a GPU and SXid of an NVSwitch, and OOM kills.
 
 Needs CAP_SYSLOG where kernel.dmesg_restrict is 1. /dev/kmsg hands out one record a read, from the start of the ring:
 
@@ -19,7 +19,10 @@ What the driver prints (kernel_rc.c and osinit.c of NVIDIA's open modules, and o
     nvidia-nvswitch3: SXid (PCI:0000:05:00.0): 12028, Non-fatal, Link 32 egress non-posted PRIV error (First)
     nvidia-nvswitch3: SXid (PCI:0000:05:00.0): 12028, Severity 0 Engine instance 32 Sub-engine instance 00
 
-The last is a detail of the event before it. A GPU that falls off while the driver starts has no Xid line.
+    oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),...,task_memcg=/kubepods/...,task=python,pid=7194,uid=0
+    Memory cgroup out of memory: Killed process 7194 (python) total-vm:...
+
+The last SXid is a detail of the event before it. A GPU that falls off while the driver starts has no Xid line.
 """
 
 from __future__ import annotations
@@ -52,6 +55,9 @@ _XID = re.compile(rf"NVRM: Xid \({_SLOT}[^)]*\): ([0-9]{{1,4}})(?![0-9])[,\s]*(.
 _SXID = re.compile(rf"nvidia-nvswitch[0-9]+: SXid \({_SLOT}\): ([0-9]{{1,6}}), (Fatal|Non-fatal)\b")
 _FALLEN = re.compile(rf"NVRM: (?:The NVIDIA )?GPU (?:at )?{_SLOT}\b.*fallen off the bus", re.DOTALL)
 _GPU_AT = re.compile(rf"NVRM: GPU at {_SLOT}: (GPU-[0-9a-f-]{{36}})")
+# Before Linux 5.0 only the second line, without the group.
+_KILL = re.compile(r"oom-kill:.*,task_memcg=([^,]*),.*,pid=([0-9]{1,10})(?:,|$)|(?:.* )?Killed process ([0-9]{1,10})\b")
+_TOLD = (b"NVRM: ", b"SXid", b"oom-kill:", b"Killed process ")
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
 
 Cursor = tuple[str, int]  # boot id, sequence of the last event taken
@@ -90,7 +96,18 @@ class LoggedSxid:
     fatal: bool
 
 
-Logged = LoggedXid | LoggedSxid
+@dataclass(frozen=True, slots=True)
+class LoggedKill:
+    """A process killed for lack of memory; `group` is the control group that accounted its memory."""
+
+    boot_id: str
+    sequence: int
+    wall: float
+    pid: int
+    group: str | None
+
+
+Logged = LoggedXid | LoggedSxid | LoggedKill
 
 
 def parse_record(line: str) -> Record:
@@ -106,7 +123,7 @@ def parse_record(line: str) -> Record:
 
 
 class Recogniser:
-    """Finds NVIDIA's errors in records, and remembers which UUID the log named for which address."""
+    """Finds NVIDIA's errors and OOM kills in records, and remembers which UUID the log named for which address."""
 
     def __init__(self, boot_id: str) -> None:
         self._boot_id = boot_id
@@ -118,6 +135,8 @@ class Recogniser:
             return self._xid(record, wall, _bdf(found), int(found[4]), found[5][:_TEXT])
         if found := _SXID.match(text):
             return LoggedSxid(self._boot_id, record.sequence, wall, int(found[4]), found[5] == "Fatal")
+        if found := _KILL.match(text):
+            return LoggedKill(self._boot_id, record.sequence, wall, int(found[2] or found[3]), found[1])
         if found := _FALLEN.match(text):
             return self._xid(record, wall, _bdf(found), FALLEN_OFF, None)
         if (found := _GPU_AT.match(text)) and len(self._uuids) < _KNOWN_GPUS:
@@ -201,7 +220,7 @@ class KernelLogReader:
                 # Records were overwritten before they were read; the next read goes on with the oldest left.
 
     def _event(self, line: bytes, offset: float) -> Logged | None:
-        if line.startswith(b" ") or not (b"NVRM: " in line or b"SXid" in line):
+        if line.startswith(b" ") or not any(part in line for part in _TOLD):
             return None
         try:
             record = parse_record(line.decode("utf-8", "replace"))
@@ -217,7 +236,8 @@ class KernelLog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._events: deque[Logged] = deque(maxlen=_QUEUE)
+        self._events: deque[LoggedXid | LoggedSxid] = deque(maxlen=_QUEUE)
+        self._kills: deque[LoggedKill] = deque(maxlen=_QUEUE)
         self._cursor: Cursor | None = None
         self._state = "starting"
         self._message = "not read yet"
@@ -235,7 +255,10 @@ class KernelLog:
             for event in events:
                 boot_id, last = self._cursor or ("", -1)
                 if event.boot_id != boot_id or event.sequence > last:
-                    self._events.append(event)
+                    if isinstance(event, LoggedKill):
+                        self._kills.append(event)
+                    else:
+                        self._events.append(event)
                     self._cursor = (event.boot_id, event.sequence)
 
     def fail(self, kind: str, message: str) -> None:
@@ -243,11 +266,18 @@ class KernelLog:
         with self._lock:
             self._state, self._message = kind, message
 
-    def take(self) -> tuple[Logged, ...]:
-        """Events since the last call, oldest first."""
+    def take(self) -> tuple[LoggedXid | LoggedSxid, ...]:
+        """XIDs and SXids since the last call, oldest first."""
         with self._lock:
             taken = tuple(self._events)
             self._events.clear()
+            return taken
+
+    def take_kills(self) -> tuple[LoggedKill, ...]:
+        """Processes killed for lack of memory since the last call, oldest first."""
+        with self._lock:
+            taken = tuple(self._kills)
+            self._kills.clear()
             return taken
 
     def state(self) -> tuple[str, str]:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _MESSAGE = 65536
 _SPAWN_SECONDS = 10.0
+_MOST_SOCKETS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ class _Server:
             self._end_all()
 
     def _serve(self, *private: int) -> bool:
-        payload, descriptors, _, _ = socket.recv_fds(self._socket, _MESSAGE, 8)
+        payload, descriptors, _, _ = socket.recv_fds(self._socket, _MESSAGE, _MOST_SOCKETS)
         if not payload:
             return False
         request = json.loads(payload)

@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 
 CAP_DAC_READ_SEARCH = 2
@@ -88,27 +89,70 @@ def keep_capabilities(keep: frozenset[int]) -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050001  # SECCOMP_RET_ALLOW, and RET_ERRNO with EPERM
+_LOAD, _EQUAL, _ANSWER = 0x20, 0x15, 0x06
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_AF_INET, _AF_INET6, _AF_PACKET = 2, 10, 17
+_Step = tuple[int, int, int, int]  # code, steps to pass over where it holds, where it does not, value
+
+
 def forbid_internet() -> bool:
     """Refuse this process IPv4, IPv6 and packet sockets from now on (EPERM). False where seccomp cannot."""
     call = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}.get(platform.machine())
     if call is None:
         return False
     architecture, socket_call = call
-    load, equal, answer = 0x20, 0x15, 0x06
-    allow, refuse = 0x7FFF0000, 0x00050001
-    families = (2, 10, 17)
-    program = [
-        (load, 0, 0, 4),
-        (equal, 1, 0, architecture),
-        (answer, 0, 0, allow),
-        (load, 0, 0, 0),
-        (equal, 1, 0, socket_call),
-        (answer, 0, 0, allow),
-        (load, 0, 0, 16),
-        *((equal, len(families) - place, 0, family) for place, family in enumerate(families)),
-        (answer, 0, 0, allow),
-        (answer, 0, 0, refuse),
-    ]
+    families = (_AF_INET, _AF_INET6, _AF_PACKET)
+    return _filter(
+        [
+            (_LOAD, 0, 0, _ARCHITECTURE),
+            (_EQUAL, 1, 0, architecture),
+            (_ANSWER, 0, 0, _ALLOW),
+            (_LOAD, 0, 0, _NUMBER),
+            (_EQUAL, 1, 0, socket_call),
+            (_ANSWER, 0, 0, _ALLOW),
+            (_LOAD, 0, 0, _FIRST_ARGUMENT),
+            *((_EQUAL, len(families) - place, 0, family) for place, family in enumerate(families)),
+            (_ANSWER, 0, 0, _ALLOW),
+            (_ANSWER, 0, 0, _REFUSE),
+        ]
+    )
+
+
+def keep_connections() -> bool:
+    """Leave this process the sockets that it has, connected as they are, for good: it can open or connect none, send
+    to no address of its choice, and start no program (EPERM). False where seccomp cannot.
+    """
+    # socket, connect, bind, sendmsg, sendmmsg, execve, execveat, io_uring_setup; and sendto, which is send without
+    # its address.
+    calls = {
+        "x86_64": (0xC000003E, (41, 42, 49, 46, 307, 59, 322, 425), 44),
+        "aarch64": (0xC00000B7, (198, 203, 200, 211, 269, 221, 281, 425), 206),
+    }.get(platform.machine())
+    if calls is None:
+        return False
+    architecture, refused, sendto = calls
+    address = _FIRST_ARGUMENT + 4 * 8
+    return _filter(
+        [
+            (_LOAD, 0, 0, _ARCHITECTURE),
+            (_EQUAL, 1, 0, architecture),
+            (_ANSWER, 0, 0, _REFUSE),
+            (_LOAD, 0, 0, _NUMBER),
+            *((_EQUAL, len(refused) - place + 6, 0, number) for place, number in enumerate(refused)),
+            (_EQUAL, 1, 0, sendto),
+            (_ANSWER, 0, 0, _ALLOW),
+            (_LOAD, 0, 0, address),
+            (_EQUAL, 0, 3, 0),
+            (_LOAD, 0, 0, address + 4),
+            (_EQUAL, 0, 1, 0),
+            (_ANSWER, 0, 0, _ALLOW),
+            (_ANSWER, 0, 0, _REFUSE),
+        ]
+    )
+
+
+def _filter(program: Sequence[_Step]) -> bool:
     code = b"".join(struct.pack("<HBBI", *step) for step in program)
     instructions = ctypes.create_string_buffer(code, len(code))
     head = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(instructions)))

@@ -14,6 +14,7 @@ nvme1n1 need not belong to nvme1: with multipath its first number counts subsyst
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -61,6 +62,14 @@ class Temperature:
 def controllers(root: Root) -> tuple[str, ...]:
     """Names of the controllers; none where the kernel knows no NVMe."""
     return tuple(name for name in optional_names(f"{root.sys}/class/nvme") if _CONTROLLER.match(name))
+
+
+def incarnation(root: Root, name: str) -> int:
+    """A number that changes when another controller gets the name, 0 when there is none."""
+    try:
+        return os.stat(_folder(root, name)).st_ino
+    except OSError:
+        return 0
 
 
 def read(root: Root, name: str) -> Controller:

@@ -46,6 +46,12 @@ _STATUS = 0x7FF  # without the bits "more" and "do not retry"
 _NOT_SUPPORTED = frozenset({0x001, 0x002, 0x109})  # invalid opcode, invalid field, invalid log page
 _DATA_UNIT = 512_000
 _PATIENCE = 0.25
+_LIVE = "live"
+_STARTING_SECONDS = 10.0
+_NEVER = float("inf")
+
+# Name and incarnation: who gets the name of a drive that was pulled is another.
+_Drive = tuple[str, int]
 
 # As fcntl.ioctl: descriptor, request, argument. What the simulated host answers in its place.
 Ioctl = Callable[[int, int, bytearray], int]
@@ -116,8 +122,8 @@ def _counter(page: bytes, offset: int) -> int:
 
 def read(root: Root, name: str, ioctl: Ioctl = fcntl.ioctl) -> Health:
     """Ask the controller. Blocks until it answers or the kernel gives it up. Raises SourceError."""
-    state = optional_text(f"{root.sys}/class/nvme/{name}/state")
-    if state not in (None, "live"):
+    state = _state(root, name)
+    if state != _LIVE:
         raise Unavailable(f"{name}: the controller is {state}")
     path = f"{root.dev}/{name}"
     page = array("B", bytes(PAGE_BYTES))
@@ -151,6 +157,11 @@ def read(root: Root, name: str, ioctl: Ioctl = fcntl.ioctl) -> Health:
     return parse(page.tobytes())
 
 
+def _state(root: Root, name: str) -> str:
+    """live also where the kernel does not tell."""
+    return optional_text(f"{root.sys}/class/nvme/{name}/state") or _LIVE
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What came of asking a drive; `answer` and its time are None while it has not answered. Clock.now() seconds."""
@@ -165,7 +176,7 @@ class DriveReader:
     """Asks the drives one after the other; runs in the process that holds CAP_SYS_ADMIN.
 
     A drive that keeps it waiting is left behind in its thread, is asked no second time before it has answered, and
-    delays no other by more than a moment.
+    delays no other by more than a moment. One whose controller starts or resets is asked as soon as it is done.
     """
 
     def __init__(self, root: Root, interval: float, clock: Clock, ioctl: Ioctl = fcntl.ioctl) -> None:
@@ -173,29 +184,38 @@ class DriveReader:
         self._interval = interval
         self._clock = clock
         self._ioctl = ioctl
-        self._due: dict[str, float] = {}
-        self._waiting: dict[str, _Question] = {}
+        self._due: dict[_Drive, float] = {}
+        self._down: set[_Drive] = set()
+        self._waiting: dict[_Drive, _Question] = {}
 
     def look(self) -> tuple[Report, ...]:
         """Ask what is due, new drives at once. Answers since the last call, and all that are still waited for."""
-        listed = nvme.controllers(self._root)
-        self._due = {name: self._due[name] if name in self._due else self._first(name) for name in listed}
-        for name, due in self._due.items():
-            now = self._clock.now()
-            if now >= due and name not in self._waiting:
-                self._due[name] = now + self._interval
-                question = self._waiting[name] = _Question(name, now)
+        listed = [(name, nvme.incarnation(self._root, name)) for name in nvme.controllers(self._root)]
+        self._due = {drive: self._due[drive] if drive in self._due else self._first(drive[0]) for drive in listed}
+        self._down &= self._due.keys()
+        for drive, due in self._due.items():
+            if due == _NEVER or drive in self._waiting:
+                continue
+            name, now = drive[0], self._clock.now()
+            live = _state(self._root, name) == _LIVE
+            if now >= due or (live and drive in self._down):
+                self._due[drive] = now + self._interval
+                question = self._waiting[drive] = _Question(name, now)
                 question.ask(partial(read, self._root, name, self._ioctl), self._clock)
-        reports = [question.report for question in self._waiting.values()]
-        for report in reports:
+            (self._down.discard if live else self._down.add)(drive)
+        reports = {drive: question.report for drive, question in self._waiting.items()}
+        for drive, report in reports.items():
             if report.answer is not None:
-                del self._waiting[report.device]
-        return tuple(report for report in reports if report.device in self._due)
+                del self._waiting[drive]
+        return tuple(report for drive, report in reports.items() if drive in self._due)
 
     def _first(self, name: str) -> float:
-        """When a drive that was not there before is asked: now; never where a network is between."""
+        """When a drive that was not there before is asked at the latest; never where a network is between."""
         transport = optional_text(f"{self._root.sys}/class/nvme/{name}/transport")
-        return self._clock.now() if transport in (None, "pcie") else float("inf")
+        if transport not in (None, "pcie"):
+            return _NEVER
+        # It is announced before its controller is up.
+        return self._clock.now() + (0.0 if _state(self._root, name) == _LIVE else _STARTING_SECONDS)
 
 
 class _Question:

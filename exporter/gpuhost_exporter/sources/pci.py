@@ -21,7 +21,7 @@ import re
 from dataclasses import dataclass
 
 from gpuhost_exporter.errors import Malformed
-from gpuhost_exporter.sources.files import Root, link_target, names, optional_number, optional_text
+from gpuhost_exporter.sources.files import Root, link_target, names, optional_names, optional_number, optional_text
 
 # GT/s per lane -> generation, and the share of raw bits left by 8b/10b, 128b/130b and 242B/256B coding.
 _GENERATIONS = {2.5: 1, 5.0: 2, 8.0: 3, 16.0: 4, 32.0: 5, 64.0: 6}
@@ -32,6 +32,7 @@ _WIDTHS = frozenset({1, 2, 4, 8, 12, 16, 32})
 _SPEED = re.compile(r"(\d{1,3}(?:\.\d{1,3})?) GT/s(?: PCIe)?\Z")
 _BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\Z")
 _NVIDIA = 0x10DE
+_NVSWITCH_CLASS = 0x0680
 _GPU_CLASSES = frozenset({0x0300, 0x0302})
 _FOR_GUESTS = frozenset({"vfio-pci", "pci-stub"})  # keep a device for a virtual machine
 _SEVERITIES = (
@@ -85,13 +86,29 @@ def read_device(root: Root, bdf: str) -> PciDevice:
     )
 
 
-def count_gpus(root: Root) -> int:
+def gpus(root: Root) -> tuple[str, ...]:
     """NVIDIA GPUs on the bus that are this host's to use: neither kept for a virtual machine nor a part of another.
 
     Raises Absent where the host shows no PCI bus. Touches no device: the kernel keeps what these files say.
     """
     devices = f"{root.sys}/bus/pci/devices"
-    return sum(_is_gpu(f"{devices}/{bdf}") for bdf in names(devices))
+    return tuple(bdf for bdf in names(devices) if _is_gpu(f"{devices}/{bdf}"))
+
+
+def count_nvswitches(root: Root) -> int:
+    """NVSwitches on the bus; none where there is no bus. Those of NVLink 5 are no PCI devices."""
+    devices = f"{root.sys}/bus/pci/devices"
+    return sum(
+        optional_number(f"{devices}/{bdf}/vendor") == _NVIDIA
+        and (optional_number(f"{devices}/{bdf}/class") or 0) >> 8 == _NVSWITCH_CLASS
+        for bdf in optional_names(devices)
+    )
+
+
+def bridges(root: Root, bdf: str) -> tuple[str, ...]:
+    """The bridges above a device, from the root port down: root port, then a switch's upstream and downstream port."""
+    parts = link_target(f"{root.sys}/bus/pci/devices/{bdf}").split("/")[:-1]
+    return tuple(part for part in parts if _BDF.match(part))
 
 
 def bytes_per_second(generation: int, width: int) -> float | None:

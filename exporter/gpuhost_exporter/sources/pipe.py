@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from gpuhost_exporter.errors import Gone, Hung
@@ -28,6 +29,12 @@ class Pipe:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def holds(self) -> bool:
+        """Whether a whole message has come along with the last one: select does not tell."""
+        if len(self._buffer) < _LENGTH.size:
+            return False
+        return bool(len(self._buffer) >= _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0])
 
     def close(self) -> None:
         self._socket.close()
@@ -72,6 +79,13 @@ def recv_request(pipe: Pipe) -> dict[str, Any]:
     if not isinstance(request, dict):
         raise Gone("a request that is no object")
     return request
+
+
+def recv_requests(pipe: Pipe) -> Iterator[dict[str, Any]]:
+    """The next request, and those that came along with it."""
+    yield recv_request(pipe)
+    while pipe.holds():
+        yield recv_request(pipe)
 
 
 def send_answer(pipe: Pipe, answer: object) -> None:

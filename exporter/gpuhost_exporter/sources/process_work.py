@@ -20,11 +20,16 @@ _LAST_CHANCE = 3  # looks after which nobody has waited for a process that ended
 
 
 class Work(NamedTuple):
-    """None: not told, because it was not known before or may not be read."""
+    """None: not told, because it was not known before or may not be read.
+
+    `made`: bytes that it wrote and did not read meanwhile. A copy makes nothing, even where that shows a look later
+    and takes back what was told.
+    """
 
     cpu_seconds: float | None
     blocked_seconds: float | None
     io: Io | None
+    made: int | None = None
 
 
 @dataclass(slots=True)
@@ -33,6 +38,7 @@ class Ended:
 
     faults: int
     io: Io
+    dumping: bool  # and wrote more to its core file than was seen
     looks: int = 0
 
 
@@ -58,6 +64,7 @@ class Process:
     _owed: Io = field(default_factory=Io)
     _read_ahead: int = 0
     _written_ahead: int = 0
+    _made: int = 0  # since it began to write
     _read: float = 0.0
     _written: float = 0.0
     _cpu: float = 0.0
@@ -74,18 +81,22 @@ class Process:
         self._stat, self._io = stat, io
         if before is None:
             return Work(None, None, None)
-        inherited = self._inherited(stat.reaped_faults - before.reaped_faults)
+        inherited, dumped = self._inherited(stat.reaped_faults - before.reaped_faults)
+        own = self._own(io, io_before, inherited) if io is not None and io_before is not None else None
+        if own is not None and (stat.dumping or dumped):
+            own = own._replace(written_chars=0, write_bytes=0)  # a core file is no work
         return Work(
             (stat.ticks - before.ticks) / TICKS_PER_SECOND,
             (stat.blocked_ticks - before.blocked_ticks) / TICKS_PER_SECOND,
-            self._own(io, io_before, inherited) if io is not None and io_before is not None else None,
+            own,
+            None if own is None else self._new(own),
         )
 
     def bequeath(self, parent: Process) -> None:
         """It has ended: its counters become the parent's as soon as that waits for it."""
         parent._ended += self._ended
         if self._stat is not None and self._io is not None:
-            parent._ended.append(Ended(self._stat.faults, self._io))
+            parent._ended.append(Ended(self._stat.faults, self._io, self._stat.dumping))
 
     def role(self, work: Work, seconds: float) -> tuple[Role, str]:
         """What it seems to be for, and by which evidence."""
@@ -106,22 +117,23 @@ class Process:
             return "loader", f"cpu {self._cpu:.1f} s"
         return "other", ""
 
-    def _inherited(self, faults: int) -> Io:
-        """Counters of children waited for since the last look, which its own now contain.
+    def _inherited(self, faults: int) -> tuple[Io, bool]:
+        """Counters of children waited for since the last look, which its own now contain; whether one left a core.
 
         `faults`: by how much its count of their page faults has grown. Some may have been counted a look before.
         """
         budget = faults + self._spare_faults
-        total, waiting = Io(), []
+        total, waiting, dumped = Io(), [], False
         for ended in self._ended:
             ended.looks += 1
             if ended.faults <= budget:
                 budget -= ended.faults
                 total = Io(*map(sum, zip(total, ended.io, strict=True)))
+                dumped |= ended.dumping
             elif ended.looks < _LAST_CHANCE:
                 waiting.append(ended)
         self._ended, self._spare_faults = waiting, min(budget, faults)
-        return total
+        return total, dumped
 
     def _own(self, io: Io, before: Io, inherited: Io) -> Io:
         """The growth that is its own. What was taken off too early is owed to the next look."""
@@ -134,6 +146,14 @@ class Process:
         read, self._read_ahead = _not_yet_told(own.read_chars, own.read_bytes, self._read_ahead)
         written, self._written_ahead = _not_yet_told(own.written_chars, own.write_bytes, self._written_ahead)
         return own._replace(read_chars=read, written_chars=written)
+
+    def _new(self, own: Io) -> int:
+        wrote = max(own.written_chars, own.write_bytes)
+        before, self._made = (
+            self._made,
+            max(0, self._made + wrote - max(own.read_chars, own.read_bytes)) if wrote else 0,
+        )
+        return self._made - before if wrote else 0
 
 
 def _not_yet_told(chars: int, pages: int, ahead: int) -> tuple[int, int]:

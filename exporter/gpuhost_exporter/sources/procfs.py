@@ -19,6 +19,7 @@ from gpuhost_exporter.sources.files import Root, optional_names, optional_text, 
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _MOST_FILES = 512
+_DUMPING = 0x200  # PF_DUMPCORE of the kernel's task flags
 _NO_DATA = frozenset({"devtmpfs", "devpts", "proc", "sysfs", "cgroup", "cgroup2", "mqueue"})
 
 
@@ -32,6 +33,7 @@ class Stat(NamedTuple):
     threads: int
     start: int  # ticks since boot
     blocked_ticks: int  # always 0 without delay accounting
+    dumping: bool = False  # it has failed and writes its memory to a core file, or has
 
 
 class Io(NamedTuple):
@@ -61,6 +63,7 @@ def parse_stat(text: str) -> Stat:
             int(words[17]),
             int(words[19]),
             int(words[39]),
+            bool(int(words[6]) & _DUMPING),
         )
     except (ValueError, IndexError) as error:
         raise Malformed(f"expected a process' stat line, got {text[:60]!r}") from error
@@ -107,7 +110,9 @@ def threads(root: Root, pid: int) -> list[int]:
 def written_mount(root: Root, pid: int) -> Mount | None:
     """Where the largest file lies that a process has open for writing. None: none, not on a known mount, or not told.
 
-    Looks at regular files only, by their links, before it asks for more: drivers answer fdinfo themselves.
+    Files are measured by how far it has come in them: 0 where they are mapped, or while one long call lasts. If all
+    are so, those of one mount tell. Looks at regular files only, by their links, before it asks for more: drivers
+    answer fdinfo themselves.
     """
     folder = f"{root.proc}/{pid}"
     written: dict[int, int] = {}
@@ -120,17 +125,25 @@ def written_mount(root: Root, pid: int) -> Mount | None:
             target = os.readlink(f"{folder}/fd/{descriptor}")
         except OSError:
             continue
-        if target.startswith("/") and not target.startswith(("/dev/nvidia", "/dev/pts", "/proc/", "/sys/")):
+        if _holds_data(target):
             position, flags, mount = _fdinfo(optional_text(f"{folder}/fdinfo/{descriptor}") or "")
-            if flags & os.O_ACCMODE and position > written.get(mount, 0):
-                written[mount] = position
-    if not written:
+            if flags & os.O_ACCMODE:
+                written[mount] = max(position, written.get(mount, 0))
+    if not written or (len(written) > 1 and not any(written.values())):
         return None
     try:
         mounts = parse_mounts(read_text(f"{folder}/mountinfo"))
     except SourceError:
         return None
     return next((mounts[mount] for mount in sorted(written, key=lambda id_: -written[id_]) if mount in mounts), None)
+
+
+def _holds_data(target: str) -> bool:
+    """A file that stays; memory that processes share has no name any more."""
+    if not target.startswith("/") or target.endswith(" (deleted)"):
+        return False
+    top, _, rest = target[1:].partition("/")
+    return rest.startswith("shm/") if top == "dev" else top not in ("proc", "sys")
 
 
 def _fdinfo(text: str) -> tuple[int, int, int]:

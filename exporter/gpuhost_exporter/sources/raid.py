@@ -4,13 +4,16 @@
     /sys/block/md0/md/array_state         clean    (active, active-idle, write-pending, readonly, read-auto: it serves;
                                                     clear, inactive, broken: it does not)
     /sys/block/md0/md/raid_disks          4        (empty for an array that is not assembled)
-    /sys/block/md0/md/degraded            0        \\
-    /sys/block/md0/md/sync_action         idle      | not for raid0 and linear
+    /sys/block/md0/md/degraded            0        this and all of sync_action to mismatch_cnt not for raid0 and linear
+    /sys/block/md0/md/sync_action         idle
     /sys/block/md0/md/sync_completed      81920 / 7501343744 sectors, none, delayed
     /sys/block/md0/md/sync_speed          203776   KiB/s, none
+    /sys/block/md0/md/mismatch_cnt        0        sectors that the last check or repair found to differ
     /sys/block/md0/md/layout              258      raid10: near copies in the low byte, far copies in the next
     /sys/block/md0/md/dev-nvme0n1/state   in_sync  (a list: faulty, spare, write_mostly, blocked, journal, ...)
     /sys/block/md0/md/dev-nvme0n1/slot    0        (none, journal)
+    /sys/block/md0/md/dev-nvme0n1/errors  0        read errors that cost it nothing: the others had the data
+    /sys/block/md0/md/dev-nvme0n1/bad_blocks   65536 8   sectors, first and how many, that the others have; a line each
     /sys/block/md0/md/dev-nvme0n1/block   -> the member's folder; leads nowhere once the drive is gone
 
 A raid0 that lost a drive says clean until somebody reads or writes; the link that leads nowhere tells at once.
@@ -26,7 +29,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from gpuhost_exporter.errors import Gone, Malformed
+from gpuhost_exporter.errors import Absent, Gone, Malformed, Unsupported
+from gpuhost_exporter.sources.block import SECTOR_BYTES
 from gpuhost_exporter.sources.files import (
     Root,
     listed,
@@ -49,25 +53,37 @@ _SPARED = {"raid0": 0, "linear": 0, "raid4": 1, "raid5": 1, "raid6": 2}
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """`slot` is its place among raid_disks, None for a spare, a journal or a member that was thrown out."""
+    """`slot` is its place among raid_disks, None for a spare, a journal or a member that was thrown out.
+
+    `corrected_errors` and `bad_bytes`, which md will not read from it any more, are None without redundancy.
+    """
 
     name: str
     state: MemberState
     slot: int | None
+    corrected_errors: int | None = None
+    bad_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """A resync, recovery, check or reshape. The ratio is None while it waits or none is under way."""
+    """A resync, recovery, check or reshape. The ratio is None while it waits or none is under way.
+
+    `mismatched_bytes`: what the last check or repair found to differ between members.
+    """
 
     action: str
     done_ratio: float | None
     bytes_per_second: float | None
+    mismatched_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """`degraded` and `sync` are None for levels without redundancy, raid_disks 0 for what is not assembled."""
+    """`degraded` and `sync` are None for levels without redundancy, raid_disks 0 for what is not assembled.
+
+    `layout` is None for any level but raid10.
+    """
 
     name: str
     level: str
@@ -118,12 +134,14 @@ def read(root: Root, name: str) -> Array:
     folder = _folder(root, name)
     with listed(folder):
         action = optional_text(f"{folder}/sync_action")
-        layout = optional_text(f"{folder}/layout")
+        level = read_text(f"{folder}/level")
+        # Of other levels it says how blocks are laid out, or -1 for a raid0 that has no choice of it.
+        layout = optional_text(f"{folder}/layout") if level == "raid10" else None
         disks = read_text(f"{folder}/raid_disks")
         return Array(
             name=name,
-            members=tuple(_members(folder)),
-            level=read_text(f"{folder}/level"),
+            members=tuple(_members(folder, redundant=action is not None)),
+            level=level,
             raid_disks=parse_present(disks) if disks else 0,
             metadata=optional_text(f"{folder}/metadata_version"),
             uuid=optional_text(f"{folder}/uuid"),
@@ -166,6 +184,14 @@ def parse_present(text: str) -> int:
     return int(match[1])
 
 
+def parse_bad_blocks(text: str) -> int:
+    """Bytes that are listed as bad: a line for each range of sectors."""
+    ranges = [line.split() for line in text.splitlines()]
+    if not all(len(words) == 2 and all(word.isdecimal() and len(word) <= 20 for word in words) for words in ranges):
+        raise Malformed(f"expected lines of 'FIRST COUNT' sectors, got {text[:40]!r}")
+    return sum(int(count) for _, count in ranges) * SECTOR_BYTES
+
+
 def raid10_reachable(raid_disks: int, layout: int, slots: set[int]) -> bool:
     """Whether every block has a copy on one of the slots: copies lie on neighbours, around the end."""
     near = layout & 255
@@ -178,21 +204,31 @@ def raid10_reachable(raid_disks: int, layout: int, slots: set[int]) -> bool:
     )
 
 
-def _members(folder: str) -> Iterator[Member]:
+def _members(folder: str, *, redundant: bool) -> Iterator[Member]:
     for entry in names(folder):
         if entry.startswith("dev-"):
             # One that is taken out of the array just now is no fault of the array's reading.
             with suppress(Gone), listed(f"{folder}/{entry}"):
-                yield _member(f"{folder}/{entry}", entry.removeprefix("dev-"))
+                yield _member(f"{folder}/{entry}", entry.removeprefix("dev-"), redundant=redundant)
 
 
-def _member(folder: str, name: str) -> Member:
+def _member(folder: str, name: str, *, redundant: bool) -> Member:
     link = f"{folder}/block"
     slot_text = read_text(f"{folder}/slot")
     slot = int(slot_text) if slot_text.isdecimal() and len(slot_text) < 10 else None
     if os.path.islink(link) and not os.path.exists(link):
         return Member(name, "missing", slot)
-    return Member(name, parse_member_state(read_text(f"{folder}/state"), slot), slot)
+    state = parse_member_state(read_text(f"{folder}/state"), slot)
+    if not redundant:
+        return Member(name, state, slot)
+    return Member(name, state, slot, optional_count(f"{folder}/errors"), _bad_bytes(f"{folder}/bad_blocks"))
+
+
+def _bad_bytes(path: str) -> int | None:
+    try:
+        return parse_bad_blocks(read_text(path))
+    except (Absent, Unsupported):
+        return None
 
 
 def _state(folder: str) -> str:
@@ -205,10 +241,12 @@ def _state(folder: str) -> str:
 def _sync(folder: str, action: str) -> Sync:
     completed = optional_text(f"{folder}/sync_completed")
     speed = optional_count(f"{folder}/sync_speed")
+    mismatched = optional_count(f"{folder}/mismatch_cnt")
     return Sync(
         action,
         None if completed is None else parse_progress(completed),
         None if speed is None else speed * 1024.0,
+        None if mismatched is None else mismatched * SECTOR_BYTES,
     )
 
 

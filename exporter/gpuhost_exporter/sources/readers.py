@@ -17,7 +17,7 @@ from typing import Any
 
 from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.errors import Gone, SourceError
-from gpuhost_exporter.sources import linux
+from gpuhost_exporter.sources import contention, linux, placement
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLogReader
 from gpuhost_exporter.sources.launcher import ReaderKind
@@ -33,6 +33,7 @@ KINDS = {
         "gpuhost_exporter.sources.readers:privileged",
         frozenset({linux.CAP_SYSLOG, linux.CAP_SYS_ADMIN, linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH}),
     ),
+    "latency": ReaderKind("gpuhost_exporter.sources.latency.reader:latency", frozenset()),
     "simulator": ReaderKind("gpuhost_exporter.sources.readers:simulator", frozenset()),
 }
 
@@ -165,6 +166,38 @@ def drives(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
             return
 
 
+def switch_ports(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
+    """Send what the PCIe switches' downstream ports are set to, now and every ten minutes."""
+    pipe = Pipe(sock)
+    while True:
+        send_answer(pipe, placement.switch_ports(Root(**arguments["root"])))
+        if select.select([sock], [], [], 600.0)[0]:
+            return
+
+
+def waits(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
+    """Send how long this thread, which sleeps ten times a second, had to wait for a CPU. Needs no privilege, but a
+    process in which little else runs."""
+    pipe = Pipe(sock)
+    probe = contention.WaitProbe(Root(**arguments["root"]))
+    found: list[contention.Wait] = []
+    pause = contention.EVERY_SECONDS
+    due = time.monotonic()
+    while True:
+        try:
+            wait = probe.look()
+            if wait:
+                found.append(wait)
+            if time.monotonic() >= due:
+                send_answer(pipe, tuple(found))
+                found, due = [], time.monotonic() + 5.0
+        except SourceError as error:
+            send_answer(pipe, error)
+            pause = 60.0
+        if select.select([sock], [], [], pause)[0]:
+            return
+
+
 @dataclass(frozen=True, slots=True)
 class PrivilegedJob:
     run: Callable[[socket.socket, Mapping[str, Any]], None]
@@ -174,6 +207,8 @@ class PrivilegedJob:
 JOBS: Mapping[str, PrivilegedJob] = {
     "kernel_log": PrivilegedJob(kernel_log, frozenset({linux.CAP_SYSLOG})),
     "drives": PrivilegedJob(drives, frozenset({linux.CAP_SYS_ADMIN})),
+    "switch_ports": PrivilegedJob(switch_ports, frozenset({linux.CAP_SYS_ADMIN})),
+    "waits": PrivilegedJob(waits, frozenset()),
     # /proc/PID/io, environ and fd of others: their owner's alone to open (DAC), and to be traced (PTRACE).
     "processes": PrivilegedJob(processes, frozenset({linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH})),
 }

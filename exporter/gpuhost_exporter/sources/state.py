@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gpuhost_exporter.errors import Absent, Hung, Malformed, SourceError, Transient
@@ -210,7 +209,8 @@ class State:
                         del self._subjects[name]
             try:
                 for name in names[:-count]:
-                    Path(self._path(name)).unlink(missing_ok=True)
+                    with suppress(FileNotFoundError):
+                        os.unlink(self._path(name))
             except OSError as error:
                 raise source_error(self._folder, error) from error
 
@@ -255,8 +255,9 @@ class State:
         """The lock between processes. Raises SourceError where the folder cannot be used."""
         path = f"{self._folder}/.lock"
         try:
-            Path(self._folder).mkdir(mode=0o750, parents=True, exist_ok=True)
+            os.makedirs(self._folder, mode=0o750, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            _give_to_owner(descriptor, self._folder)
         except OSError as error:
             raise source_error(self._folder, error) from error
         try:
@@ -276,7 +277,7 @@ class State:
 
     def _move_aside(self, path: str, error: Malformed) -> None:
         try:
-            Path(path).replace(f"{path}.corrupt")
+            os.replace(path, f"{path}.corrupt")
         except OSError as failure:
             raise source_error(path, failure) from failure
         log.warning("%s; moved aside as %s.corrupt, starting anew", error, path)
@@ -319,27 +320,36 @@ def parse(text: str, path: str) -> Data:
 
 def _stamp(path: str) -> _Stamp:
     try:
-        status = Path(path).stat()
+        status = os.stat(path)
     except OSError as error:
         raise source_error(path, error) from error
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def _give_to_owner(descriptor: int, folder: str) -> None:
+    """What an administrator's command writes, the daemon, which owns the folder, must be able to read."""
+    owner = os.stat(folder)
+    if os.geteuid() == 0 and os.fstat(descriptor).st_uid != owner.st_uid:
+        with suppress(PermissionError):  # root without CAP_CHOWN
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
 def _replace(path: str, block: bytes) -> None:
     """Put a whole file in the place of another, so that no reader and no power loss finds half of it."""
-    draft = Path(f"{path}.new")
+    draft, parent = f"{path}.new", os.path.dirname(path)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
     try:
+        _give_to_owner(descriptor, parent)
         while block:
             block = block[os.write(descriptor, block) :]
         os.fsync(descriptor)
     except OSError:
-        draft.unlink()
+        os.unlink(draft)
         raise
     finally:
         os.close(descriptor)
-    draft.replace(path)
-    folder = os.open(draft.parent, os.O_RDONLY | os.O_CLOEXEC)
+    os.replace(draft, path)
+    folder = os.open(parent, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
     finally:

@@ -25,7 +25,8 @@ _PAYLOAD = 0.88
 class Volume:
     """`members` are named as md names them, partitions included; `drives` are the disks that they are on.
 
-    `parity` is the number of members whose worth of space holds no data, `copies` how often data are written.
+    `width` is the number of members that it should have, `parity` of those whose worth of space holds no data,
+    `copies` how often data are written.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Volume:
     drives: tuple[str, ...]
     largest_request: int | None
     synchronizing: bool
+    width: int = 1
     parity: int = 0
     copies: int = 1
 
@@ -91,13 +93,15 @@ def link_rate(device: pci.PciDevice) -> float | None:
 
 
 def deliverable(volume: Volume, rates: Mapping[str, float]) -> tuple[float, float] | None:
-    """(reading, writing) bytes a second that the volume's drives could do together; None where one does not tell."""
+    """(reading, writing) bytes a second that the volume could do whole; None where one of its drives does not tell.
+
+    A member that is gone is a fault and no smaller target.
+    """
     told = [rates[drive] for drive in volume.drives if drive in rates]
-    count = len(volume.members)
     if not told or len(told) != len(volume.drives):
         return None
     slowest = min(told)
-    return count * slowest, (count - volume.parity) / volume.copies * slowest
+    return volume.width * slowest, (volume.width - volume.parity) / volume.copies * slowest
 
 
 def _array(root: Root, array: raid.Array) -> Volume:
@@ -118,6 +122,7 @@ def _array(root: Root, array: raid.Array) -> Volume:
         tuple(drives),
         min(sizes, default=None),
         array.sync is not None and array.sync.action not in ("idle", "frozen"),
+        width=array.raid_disks,
         parity={"raid4": 1, "raid5": 1, "raid6": 2}.get(array.level, 0),
         copies=len(members)
         if array.level == "raid1"

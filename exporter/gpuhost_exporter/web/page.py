@@ -15,7 +15,7 @@ from gpuhost_exporter.table import demanded
 _MARKS = {"good": "✓", "critical": "✕", "warning": "!", "info": "i", "unknown": "?"}
 _WORDS = {"good": "good", "critical": "critical", "warning": "warning", "info": "note", "unknown": "unknown"}
 _WAITS_SECONDS = 10.0
-_TEXT_COLUMNS = frozenset({"State", "Slowed", "Model", "Interface", "Errors", "Profile"})
+_TEXT_COLUMNS = frozenset({"State", "Slowed", "Model", "Interface", "Errors", "Profile", "Lost most to, 24 h"})
 _TEXT = ' class="text"'
 
 Figure = Callable[[float | None], str]
@@ -87,6 +87,7 @@ def _findings(findings: Sequence[Finding]) -> str:
 def _gpus(rows: Sequence[GpuRow]) -> str:
     names = {row.name for row in rows if row.name}
     shared = names.pop() if len(names) == 1 else ""
+    ledger = any(row.lost for row in rows)
     head = (
         "GPU",
         "State",
@@ -101,11 +102,12 @@ def _gpus(rows: Sequence[GpuRow]) -> str:
         "Memory",
         "Slowed",
         "XIDs",
+        *(("Lost most to, 24 h",) if ledger else ()),
     )
-    return _section(f"GPUs {shared}".strip(), _table(head, (_gpu(row, shared) for row in rows)))
+    return _section(f"GPUs {shared}".strip(), _table(head, (_gpu(row, shared, ledger=ledger) for row in rows)))
 
 
-def _gpu(row: GpuRow, shared: str) -> str:
+def _gpu(row: GpuRow, shared: str, *, ledger: bool) -> str:
     name = "" if row.name in ("", shared) else f" {row.name}"
     slow = row.nvlink_usable is not None and row.nvlink_target is not None and row.nvlink_usable < row.nvlink_target
     fewer = row.links_active is not None and row.links_expected is not None and row.links_active < row.links_expected
@@ -128,8 +130,16 @@ def _gpu(row: GpuRow, shared: str) -> str:
             ),
             _cell(throttling, "warning" if row.throttling else "", text=True),
             _cell(figures.count(row.xids), row.xid_severity),
+            _cell(_lost(row), text=True) if ledger else "",
         )
     )
+
+
+def _lost(row: GpuRow) -> str:
+    if row.lost is None:
+        return figures.NOTHING
+    account, seconds, dollars = row.lost
+    return f"{figures.seconds(seconds)} {account.replace('_', ' ')}, ${dollars:.2f}"
 
 
 def _instances(rows: Sequence[InstanceRow]) -> str:
@@ -176,7 +186,7 @@ def _link(gpu: str, number: int, up: bool | None) -> str:
 
 def _storage(status: Status) -> str:
     arrays = ("Array", "State", "Members", "Read", "Written", "Under demand", "Size")
-    drives = ("Drive", "State", "Read", "Written", "Temp", "PCIe", "Size", "Model")
+    drives = ("Drive", "State", "Read", "Written", "Temp", "Worn", "Spare", "PCIe", "Size", "Model")
     parts = []
     if status.arrays:
         parts.append(_table(arrays, map(_array, status.arrays)))
@@ -222,6 +232,8 @@ def _drive(row: DriveRow) -> str:
             _cell(figures.rate(row.read)),
             _cell(figures.rate(row.written)),
             _cell(figures.celsius(row.temperature)),
+            _cell(figures.percent(row.wear), "warning" if row.wear is not None and row.wear >= 1 else ""),
+            _cell(figures.percent(row.spare)),
             _cell(f"{link} of {full}" if slow else link, "warning" if slow else ""),
             _cell(figures.size(row.size)),
             _cell(row.model or figures.NOTHING, text=True),

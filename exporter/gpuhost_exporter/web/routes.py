@@ -1,4 +1,4 @@
-"""The four pages, and what each one's answer says about itself."""
+"""The pages, and what each one's answer says about itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ not found; there is
   /         status page
   /metrics  for Prometheus
   /healthz  200 while the sampler is alive
-  /readyz   200 once every collector has polled"""
+  /readyz   200 once every collector has polled
+  /verdict  200 while the host is fit for a job"""
 
 _POLICY = (
     "default-src 'none'; connect-src 'self'; img-src data:; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
@@ -26,7 +27,7 @@ class Routes:
     """The server's handler.
 
     `metrics(openmetrics, gzip)` is the exposition; `healthy` and `ready` tell state and reason; `page(nonce)` is
-    the status page, whose inline script and style carry that nonce.
+    the status page, whose inline script and style carry that nonce; `verdict` is fit, unfit or unknown, and why.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class Routes:
         healthy: Callable[[], tuple[bool, str]],
         ready: Callable[[], tuple[bool, str]],
         page: Callable[[str], bytes],
+        verdict: Callable[[], tuple[str, str]],
     ) -> None:
         self._metrics = metrics
         self._page = page
+        self._verdict = verdict
         self._probes = {"/healthz": healthy, "/readyz": ready}
 
     def __call__(self, request: Request) -> Response:
@@ -45,6 +48,9 @@ class Routes:
             return self._exposition(request)
         if request.path == "/":
             return self._status_page()
+        if request.path == "/verdict":
+            word, reason = self._verdict()
+            return text(200 if word == "fit" else 503, f"{word}: {reason}")
         probe = self._probes.get(request.path)
         if probe:
             good, reason = probe()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from support.traces import START, Trace
+
+from gpuhost_exporter.ledger.accounts import ACCOUNTS
 
 WITHIN = 0.01
 # The simulated jobs' own levels: a trained GPU is busy 96 % of the time, one that saves 3 %, one that stages 6 %.
@@ -14,7 +17,13 @@ LAG = 3.5
 
 
 def near(shares, expected, within=WITHIN):
-    for account in {*shares, *expected}:
+    """The whole table, shown when it fails: accounts that nothing is expected in have nothing."""
+    print(f"{'account':16}{'booked':>9}{'expected':>9}")
+    for account in ACCOUNTS:
+        print(f"{account:16}{shares.get(account, 0.0):9.4f}{expected.get(account, 0.0):9.4f}")
+    assert set(shares) | set(expected) <= set(ACCOUNTS)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    for account in ACCOUNTS:
         assert shares.get(account, 0.0) == pytest.approx(expected.get(account, 0.0), abs=within), account
 
 
@@ -118,25 +127,39 @@ def test_two_jobs_on_a_host_do_not_share_a_checkpoint():
     assert {checkpoint.job for checkpoint in trace.checkpoints} == {"slurm:1"}
 
 
+class Stalls(Trace):
+    """Busy for 1.7 s of every 2 s; a utilization gauge is at 1 whenever it is looked at."""
+
+    def activity(self, gpu, before, now):
+        told = super().activity(gpu, before, now)
+
+        def work(until):
+            whole, part = divmod(until - START, 2.0)
+            return whole * 1.7 + min(part, 1.7)
+
+        if before is None:
+            return told
+        return replace(told, graphics_ratio=(work(now) - work(before)) / (now - before), utilization_ratio=1.0)
+
+
 @pytest.mark.parametrize("period", [0.3, 1.0])
 def test_a_stall_of_300_ms_every_2_s_is_idle_time(period):
     """What a scrape of a utilization gauge every 15 s cannot see, the mean over each tick has."""
-
-    class Stalls(Trace):
-        def activity(self, gpu, before, now):
-            told = super().activity(gpu, before, now)
-
-            def work(until):
-                whole, part = divmod(until - START, 2.0)
-                return whole * 1.7 + min(part, 1.7)
-
-            if before is None:
-                return told
-            return replace(told, graphics_ratio=(work(now) - work(before)) / (now - before), utilization_ratio=1.0)
-
     ticks = [tick * period for tick in range(int(120 / period))]
     shares = Stalls(("steady", 120)).run(ticks).shares()
     assert 1 - shares["compute"] == pytest.approx(0.15, abs=WITHIN)
+
+
+def test_each_scrape_of_15_s_has_its_share_of_the_short_stalls():
+    trace = Stalls(("steady", 150))
+    totals, scraped = trace.run([0.0]).ledger.books[trace.gpus[0].uuid].totals, []
+    for second in range(1, 150):
+        trace.tick(START + second)
+        if second % 15 == 0:
+            scraped.append(dict(totals))
+    for before, now in pairwise(scraped[1:]):
+        idle = sum(now.values()) - sum(before.values()) - (now["compute"] - before["compute"])
+        assert idle / 15 == pytest.approx(0.15, abs=0.3 / 15), "one stall more or less"
 
 
 class TestWithoutProfiling:

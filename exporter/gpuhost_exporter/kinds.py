@@ -1,0 +1,131 @@
+"""Every kind of finding, once: how grave it is, whether it takes the host out of service, the check it belongs to.
+
+Critical and warning are the alerts' severities. What drains is what a job would run into now; what has only happened
+(an XID of this morning on a GPU that is well) or what wears out does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["critical", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "info")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    severity: Severity
+    drains: bool
+    check: str  # of `verify`
+    meaning: str
+
+
+KINDS: dict[str, Kind] = {
+    "no_library": Kind("critical", True, "driver", "NVIDIA's library is not installed"),
+    "no_driver": Kind("critical", True, "driver", "the driver is not loaded"),
+    "no_gpus": Kind("critical", True, "driver", "the driver sees no GPU"),
+    "mismatch": Kind("critical", True, "driver", "library and loaded driver differ in version"),
+    "permission": Kind("warning", False, "driver", "the device files cannot be opened"),
+    "released": Kind("info", False, "driver", "NVML is released by request"),
+    "hung": Kind("critical", True, "driver", "a call into the driver does not return"),
+    "stuck": Kind("critical", True, "driver", "a reader hangs in the driver and cannot be killed"),
+    "crashed": Kind("warning", False, "driver", "NVIDIA's library crashed its reader"),
+    "error": Kind("warning", False, "driver", "the driver cannot be read"),
+    "driver_slow": Kind("warning", False, "driver", "no answer from the driver for a while"),
+    "gpus_undriven": Kind("critical", True, "driver", "GPUs on the PCI bus and no driver that takes them"),
+    "gpus_left_out": Kind("critical", True, "GPUs", "the driver leaves GPUs of the PCI bus out"),
+    "gpus_gone": Kind("critical", True, "GPUs", "GPUs are expected and none is on the PCI bus"),
+    "no_gpu_expected": Kind("info", False, "GPUs", "no GPU is expected on this host"),
+    "gpu_lost": Kind("critical", True, "GPUs", "a GPU fell off the bus"),
+    "gpu_needs_reset": Kind("critical", True, "GPUs", "a GPU needs a reset"),
+    "gpu_hung": Kind("critical", True, "GPUs", "a call to a GPU does not return"),
+    "gpu_missing": Kind("critical", True, "GPUs", "a GPU was here and is not listed any more"),
+    "gpu_unreadable": Kind("warning", False, "GPUs", "a GPU cannot be read"),
+    "recovery_action": Kind("critical", True, "GPUs", "the driver asks for a recovery of a GPU"),
+    "xid_critical": Kind("critical", False, "XIDs", "a critical XID of the last 24 hours; the GPU's state drains"),
+    "xid_warning": Kind("warning", False, "XIDs", "a lesser XID of the last 24 hours"),
+    "xid_past": Kind("info", False, "XIDs", "an XID before that"),
+    "remap_failed": Kind("critical", True, "GPU memory", "a broken memory row could not be replaced"),
+    "sram_threshold": Kind("critical", True, "GPU memory", "too many uncorrected SRAM errors"),
+    "remap_banks": Kind("warning", False, "GPU memory", "memory banks without a spare row left"),
+    "remap_pending": Kind("warning", False, "GPU memory", "a memory row waits for a reset to be replaced"),
+    "ecc_errors": Kind("warning", False, "GPU memory", "uncorrected memory errors since the driver was loaded"),
+    "ecc_off": Kind("warning", False, "GPU memory", "ECC is off"),
+    "nvlink_down": Kind("critical", True, "NVLink", "NVLinks that should be active are not"),
+    "pcie_fallback": Kind("critical", True, "NVLink", "a GPU reaches others over PCIe only"),
+    "fabric_unregistered": Kind("critical", True, "NVLink fabric", "a GPU is not registered with the NVLink fabric"),
+    "fabric_unhealthy": Kind("critical", True, "NVLink fabric", "the NVLink fabric reports to be unhealthy"),
+    "fabric_limited": Kind("warning", False, "NVLink fabric", "the NVLink fabric reports a limitation"),
+    "fabric_manager_down": Kind("warning", False, "NVLink fabric", "the fabric manager does not run"),
+    "fabric_manager_version": Kind("warning", False, "NVLink fabric", "fabric manager and driver differ in version"),
+    "sxid_fatal": Kind("critical", True, "NVLink fabric", "a fatal error of an NVSwitch"),
+    "throttled": Kind("warning", False, "throttling", "a GPU is slowed down now"),
+    "power_limit": Kind("warning", False, "power limit", "a GPU's power limit is lowered"),
+    "clocks_locked": Kind("warning", False, "clocks", "a GPU's clocks are locked"),
+    "pcie_width": Kind("warning", False, "PCIe", "a GPU's PCIe link has fewer lanes than it could"),
+    "pcie_generation": Kind("warning", False, "PCIe", "a GPU's PCIe link runs in a lower generation under load"),
+    "persistence_off": Kind("info", False, "modes", "persistence mode is off"),
+    "mig": Kind("info", False, "modes", "a GPU is partitioned (MIG)"),
+    "product_unknown": Kind("info", False, "modes", "a GPU's product is unknown: nothing to measure it against"),
+    "several_users": Kind("info", False, "modes", "processes of several users on a GPU"),
+    "device_missing": Kind("warning", False, "inventory", "a drive, array or port was here before"),
+    "port_down": Kind("info", False, "RDMA ports", "an RDMA port is down"),
+    "port_loses": Kind("warning", False, "RDMA ports", "the network loses an RDMA port's packets"),
+    "port_paused": Kind("warning", False, "RDMA ports", "the network pauses an RDMA port"),
+    "port_damages": Kind("warning", False, "RDMA ports", "packets arrive damaged"),
+    "port_mtu": Kind("info", False, "RDMA ports", "an RDMA port's packets are smaller than they could be"),
+    "port_without_roce_v2": Kind("info", False, "RDMA ports", "an RDMA port has no address of RoCE version 2"),
+    "gpudirect_off": Kind("info", False, "RDMA ports", "RDMA adapters cannot reach GPU memory"),
+    "iommu_translates": Kind("info", False, "RDMA ports", "the IOMMU translates the GPUs' traffic"),
+    "acs_enabled": Kind("info", False, "RDMA ports", "ACS sends traffic between GPUs through the CPU"),
+    "array_down": Kind("critical", True, "arrays", "an array does not serve its data"),
+    "array_degraded": Kind("warning", False, "arrays", "an array runs without redundancy"),
+    "array_sync": Kind("info", False, "arrays", "an array rebuilds or checks itself"),
+    "array_slow": Kind("warning", False, "arrays", "an array is too slow though asked for more"),
+    "member_slow": Kind("warning", False, "arrays", "an array waits for one of its drives"),
+    "submitter_slow": Kind("info", False, "arrays", "tasks wait for buffered writes, not for the drives"),
+    "drive_down": Kind("critical", True, "drives", "a drive takes no I/O"),
+    "drive_read_only": Kind("critical", True, "drives", "a drive takes no more writes"),
+    "drive_unreliable": Kind("critical", True, "drives", "a drive calls itself unreliable"),
+    "drive_warns": Kind("warning", False, "drives", "a drive warns: spare blocks, temperature, backup"),
+    "drive_worn": Kind("warning", False, "drives", "a drive has used up its rated endurance"),
+    "drive_hot": Kind("warning", False, "drives", "a drive is hot"),
+    "drive_link": Kind("warning", False, "drives", "a drive's PCIe link is slower than it could be"),
+    "drive_slot": Kind("warning", False, "drives", "a drive sits in a slot with fewer lanes than it could use"),
+    "drive_silent": Kind("warning", False, "drives", "a drive's controller has not answered for a while"),
+    "media_errors": Kind("info", False, "drives", "media errors in a drive's life"),
+    "collector_hung": Kind("warning", False, "exporter", "a collector waits for the hardware"),
+    "collector_denied": Kind("warning", False, "exporter", "a collector has no permission"),
+    "collector_failing": Kind("warning", False, "exporter", "a collector fails"),
+    "kernel_log_unread": Kind("info", False, "exporter", "the kernel log cannot be read"),
+    "state_unwritable": Kind("warning", False, "exporter", "the state directory cannot be written"),
+}
+
+
+def drains_page() -> str:
+    """DRAINS.md: what takes a host out of service, and what does not though it is grave."""
+    lines = [
+        "# What drains a host",
+        "",
+        "Generated by `gpuhost-exporter drains > exporter/DRAINS.md`; a test compares. `gpuhost-exporter health` says",
+        "unfit while a finding that drains is there. Severities are the alerts'.",
+        "What has only happened does not drain.",
+        "",
+        "| finding | severity | drains | meaning |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {kind.severity} | {'yes' if kind.drains else 'no'} | {kind.meaning} |"
+        for name, kind in _gravest_first()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _gravest_first() -> Iterator[tuple[str, Kind]]:
+    for severity in SEVERITIES:
+        for drains in (True, False):
+            yield from (
+                (name, kind) for name, kind in KINDS.items() if (kind.severity, kind.drains) == (severity, drains)
+            )

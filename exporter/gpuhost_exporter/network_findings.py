@@ -1,0 +1,95 @@
+"""What is wrong with the RDMA ports and with how the machine is set up for them, from its published samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gpuhost_exporter import figures
+from gpuhost_exporter.collectors import platform, rdma, rdma_ethernet
+from gpuhost_exporter.latest import Latest
+from gpuhost_exporter.specs import Spec
+
+# Kind, subject, message, action.
+Said = tuple[str, str, str, str]
+
+RATED: tuple[Spec, ...] = (rdma.CONGESTION, rdma_ethernet.PAUSE, rdma_ethernet.PHYSICAL_ERRORS)
+
+_PAUSED_RATIO = 0.05
+_STALLS = ("ack_timeout", "adaptive_retransmission_timeout")
+_FULL_PACKETS = 4200.0  # 4096 bytes of RDMA and its headers
+
+
+def find(latest: Latest, moved: Latest) -> Iterator[Said]:
+    """`moved`: what the counters of RATED do a second. What several ports share is said once."""
+    same: dict[tuple[str, str, str], list[str]] = {}
+    for kind, port, message, action in _ports(latest, moved):
+        same.setdefault((kind, message, action), []).append(port)
+    for (kind, message, action), ports in same.items():
+        # The line of one port names it whole; of many, the first and how many more.
+        more = f" and {len(ports) - 1} more" if len(ports) > 1 else ""
+        yield kind, f"{ports[0]}{more}", message, action
+    yield from _platform(latest)
+
+
+def _ports(latest: Latest, moved: Latest) -> Iterator[Said]:
+    for (device, port), up in latest.rows(rdma.UP).items():
+        name = f"{device} port {port}"
+        if not up:
+            waits = latest.value(rdma.PHYSICAL_UP, device, port)
+            yield "port_down", name, "down, though its cable carries a link" if waits else "down", ""
+        stalls = sum(moved.value(rdma.CONGESTION, device, port, stall) or 0.0 for stall in _STALLS)
+        if stalls:
+            action = "Look at the switch ports on the way for loss, and whether PFC and ECN are on along all of it."
+            yield "port_loses", name, "acknowledgements time out: the network loses packets", action
+        mtu = latest.value(rdma.MTU, device, port)
+        if up and mtu is not None and mtu < _FULL_PACKETS:
+            yield "port_mtu", name, f"MTU {mtu:.0f}: RDMA packets are smaller than they could be", ""
+        if up and latest.value(rdma.ROCE_V2, device, port) == 0:
+            yield (
+                "port_without_roce_v2",
+                name,
+                "no address of RoCE version 2",
+                "Give its network interface an IP address.",
+            )
+    paused: dict[str, float] = {}
+    for (device, _), share in moved.rows(rdma_ethernet.PAUSE).items():
+        paused[device] = max(share, paused.get(device, 0.0))
+    for device, share in paused.items():
+        if share > _PAUSED_RATIO:
+            message = f"the network makes it pause more than {figures.percent(_PAUSED_RATIO)} of the time"
+            yield "port_paused", device, message, "Look for the slow receiver: its port sends the pauses."
+    for (device, error), damaged in moved.rows(rdma_ethernet.PHYSICAL_ERRORS).items():
+        if error == "crc" and damaged:
+            yield "port_damages", device, "packets arrive damaged", "Exchange the cable or transceiver."
+
+
+def _platform(latest: Latest) -> Iterator[Said]:
+    if latest.value(platform.FABRIC_MANAGER) == 0:
+        yield (
+            "fabric_manager_down",
+            "Fabric manager",
+            "not running",
+            "systemctl start nvidia-fabricmanager; its log says why not.",
+        )
+    if latest.value(platform.FABRIC_MANAGER_MATCHES) == 0:
+        yield (
+            "fabric_manager_version",
+            "Fabric manager",
+            "of another version than the driver",
+            "Install the driver's version.",
+        )
+    paths = latest.rows(platform.GPUDIRECT)
+    if paths and not any(paths.values()):
+        message = "RDMA adapters cannot reach GPU memory: all traffic is copied through the host's"
+        yield "gpudirect_off", "", message, "modprobe nvidia-peermem"
+    if any(virtual for virtual in latest.rows(platform.VIRTUALIZED).values()):
+        return
+    if latest.value(platform.IOMMU, "translated"):
+        yield (
+            "iommu_translates",
+            "",
+            "the IOMMU translates the GPUs' traffic",
+            "Boot with iommu=pt where nothing needs it.",
+        )
+    if latest.value(platform.SWITCH_PORTS, "enabled"):
+        yield "acs_enabled", "", "ACS sends traffic between GPUs through the CPU", "Switch ACS off in the firmware."

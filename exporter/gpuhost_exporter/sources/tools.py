@@ -1,0 +1,144 @@
+"""Measuring programs of others: found on PATH, run within a time, and gone afterwards whatever happens.
+
+Each runs in a session of its own, so that its whole group ends with it. Output goes to files without a name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import IO
+
+from gpuhost_exporter.errors import Hung, Malformed, SourceError
+from gpuhost_exporter.sources.files import source_error
+
+_LOOK_SECONDS = 0.2
+_END_SECONDS = 5.0
+_MOST_BYTES = 4 << 20  # of output: the longest real one has some hundred kilobytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`status` as the shell tells it: 0 is success, below 0 a signal."""
+
+    status: int
+    output: str
+    errors: str
+
+    def complaint(self) -> str:
+        """The last line that it said on the standard error, else on the standard output."""
+        lines = [line.strip() for text in (self.output, self.errors) for line in text.splitlines() if line.strip()]
+        return lines[-1][:200] if lines else "no word"
+
+
+def find(program: str) -> str | None:
+    """Where PATH has it."""
+    return shutil.which(program)
+
+
+def run(
+    command: Sequence[str], seconds: float, waiting: Callable[[], object], environment: Mapping[str, str] | None = None
+) -> Answer:
+    """Run it to its end, calling `waiting` now and then.
+
+    Raises Hung when it takes longer and is killed, Malformed when it floods, another SourceError when it cannot start.
+    """
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(  # noqa: S603 -- programs that this package names, no shell
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                start_new_session=True,
+                env={**os.environ, "LC_ALL": "C", **(environment or {})},
+            )
+        except OSError as error:
+            raise source_error(command[0], error) from error
+        until = time.monotonic() + seconds
+        try:
+            while process.poll() is None:
+                if time.monotonic() > until:
+                    raise Hung(f"no result within {seconds:.0f} s")
+                if max(os.fstat(file.fileno()).st_size for file in (output, errors)) > _MOST_BYTES:
+                    raise Malformed(f"more than {_MOST_BYTES >> 20} MiB of output")
+                waiting()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_LOOK_SECONDS)
+        finally:
+            _end(process)
+        return Answer(process.returncode, _text(output), _text(errors))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the group; also what the program left behind there. One that the kernel holds is waited for no longer."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_END_SECONDS)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read(_MOST_BYTES).decode("utf-8", "replace")
+
+
+@contextmanager
+def folder_below(parent: str) -> Iterator[str]:
+    """A folder of its own, removed with all that is in it. Raises SourceError where none can be made."""
+    try:
+        path = tempfile.mkdtemp(prefix="gpuhost-verify-", dir=parent)
+    except OSError as error:
+        raise source_error(parent, error) from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def free_bytes(folder: str) -> int:
+    """Bytes that this user can still write there. Raises SourceError."""
+    try:
+        told = os.statvfs(folder)
+    except OSError as error:
+        raise source_error(folder, error) from error
+    return told.f_bavail * told.f_frsize
+
+
+def allocated_bytes(folder: str, prefix: str) -> tuple[int, ...]:
+    """Bytes on the file system, holes left out, of each file there whose name begins so. Raises SourceError."""
+    try:
+        with os.scandir(folder) as entries:
+            return tuple(entry.stat().st_blocks * 512 for entry in entries if entry.name.startswith(prefix))
+    except OSError as error:
+        raise source_error(folder, error) from error
+
+
+def is_folder(path: str) -> bool:
+    return os.path.isdir(path)
+
+
+def real_path(path: str) -> str:
+    return os.path.realpath(path)
+
+
+def write_file(path: str, content: bytes) -> None:
+    """Raises SourceError."""
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise source_error(path, error) from error
+
+
+class Full(SourceError):
+    """The file system has no room for what was to be written."""
+
+    kind = "full"

@@ -1,0 +1,143 @@
+"""`verify` from its options to its exit code: 0 accepted, 1 rejected, 2 nothing judged, 130 interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import FrameType
+
+from gpuhost_exporter.app import App
+from gpuhost_exporter.collectors import driver, gpu
+from gpuhost_exporter.config import Settings
+from gpuhost_exporter.errors import ConfigError, SourceError
+from gpuhost_exporter.findings import find_each, ranges
+from gpuhost_exporter.latest import Latest
+from gpuhost_exporter.look import look_twice
+from gpuhost_exporter.sources import tools
+from gpuhost_exporter.sources.launcher import Launcher
+from gpuhost_exporter.specs import Sample
+from gpuhost_exporter.status import RATED
+from gpuhost_exporter.verify import fio, gpus, output, passive, wire
+from gpuhost_exporter.verify.live import Live
+from gpuhost_exporter.verify.measurement import Asked, Measurement, Planned
+from gpuhost_exporter.verify.progress import Progress
+from gpuhost_exporter.verify.result import STATE_NAME, Mode, Result, Run, against, baseline, keep
+
+_PATIENCE = 15.0  # seconds for the collectors' first two looks
+_BUSY_RATIO = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    mode: Mode
+    asked: Asked
+    while_busy: bool
+    new_baseline: bool
+    as_json: bool
+    junit: str | None
+
+
+def verify(settings: Settings, launcher: Launcher, options: Options) -> int:
+    """Print the report and keep it as the host's baseline."""
+    app = App(settings, launcher, unprivileged=False)
+    try:
+        app.start()
+        rates = look_twice(app, _PATIENCE, (*RATED, gpu.THROTTLED))
+        latest = Latest([*app.runner.samples(), *app.own_samples()])
+        moved = Latest(Sample(spec, labels, value) for (spec, labels), value in rates.items())
+        if latest.state(driver.NVML_STATE) is None and not latest.rows(driver.GPU_UP):
+            raise ConfigError(f"no collector answered within {_PATIENCE:g} s; gpuhost-exporter doctor says why")
+        results = [*passive.check(latest, moved, find_each(latest, moved, app.clock.wall()))]
+        if options.mode != "passive":
+            live = Live(app, latest)
+            results += _measure(live, _plan(app, live, options), options)
+        state = app.host.state
+        compared = tuple(against(baseline(state.load(STATE_NAME), options.mode), results))
+        run = Run(app.clock.wall(), options.mode, compared)
+        _tell(run, app.host.simulated, options)
+        if options.mode != "passive":
+            state.update(STATE_NAME, partial(keep, run=run, anew=options.new_baseline))
+            state.flush()
+            if not state.writable:
+                print(f"not kept as a baseline: {state.reason}", file=sys.stderr)
+        return 0 if run.accepted else 1
+    finally:
+        app.close()
+
+
+def busy(latest: Latest) -> list[str]:
+    """Indexes of GPUs that somebody uses."""
+    used = (
+        (index, latest.value(gpu.PROCESSES, index, uuid), latest.value(gpu.UTILIZATION, index, uuid))
+        for index, uuid in latest.rows(driver.GPU_UP)
+    )
+    return [index for index, processes, ratio in used if processes or (ratio or 0.0) > _BUSY_RATIO]
+
+
+def _plan(app: App, live: Live, options: Options) -> list[Planned]:
+    if app.host.simulated:
+        checks = (*fio.CHECKS.values(), *gpus.CHECKS, *wire.CHECKS)
+        return [Result(check, "", "skipped", why="a simulated host is not measured") for check in checks]
+    return [
+        *fio.plan(options.asked, live, options.mode),
+        *gpus.plan(live.latest, app.host.targets, options.mode),
+        *wire.plan(options.asked, live.latest),
+    ]
+
+
+def _measure(live: Live, planned: Sequence[Planned], options: Options) -> Iterator[Result]:
+    running = [each for each in planned if isinstance(each, Measurement)]
+    used = busy(live.latest)
+    if running and used and not options.while_busy:
+        raise ConfigError(
+            f"GPUs {ranges(used)} are in use and nothing was measured; --passive only looks, "
+            "--while-busy measures beside the job, which disturbs both"
+        )
+    progress = Progress(sys.stderr, sum(each.seconds for each in running))
+
+    def waiting() -> None:
+        progress.show()
+        live.look()
+
+    with _interruptible():
+        try:
+            for each in planned:
+                if isinstance(each, Result):
+                    yield each
+                else:
+                    progress.begin(each.name, each.seconds)
+                    yield from each.run(waiting)
+        finally:
+            progress.end()
+
+
+def _tell(run: Run, simulated: str, options: Options) -> None:
+    print(output.as_json(run, simulated) if options.as_json else output.page(run, simulated), end="")
+    if options.as_json:
+        print()
+    if options.junit:
+        try:
+            tools.write_file(options.junit, output.junit(run, os.uname().nodename))
+        except SourceError as error:
+            raise ConfigError(f"--junit {error}") from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """A request to end, from whomever, takes the same way out as Ctrl-C, which removes what was made."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # SIGINT too: what a shell starts in the background ignores it.
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

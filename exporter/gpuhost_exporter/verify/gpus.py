@@ -1,0 +1,185 @@
+"""What GPUs deliver: copies by nvbandwidth, all-reduce by nccl-tests.
+
+    $ nvbandwidth -j -t host_to_device_memcpy_ce
+    {"nvbandwidth": {"testcases": [{"name": "host_to_device_memcpy_ce", "status": "Passed",
+        "bandwidth_matrix": [["55.1", "55.2"]], "sum": 110.3}]}}          cells are texts, "N/A" where there is none
+
+    $ all_reduce_perf -b 1G -e 4G -f 2 -g 8
+    #       size         count      type   redop    root     time   algbw   busbw #wrong     time   algbw   busbw #wrong
+      4294967296    1073741824     float     sum      -1    15873  270.58  473.52      0    15861  270.79  473.88      0
+
+Rates are in 1e9 bytes a second. nccl-tests' average over all sizes counts small ones: the largest is what counts here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gpuhost_exporter.collectors import driver, pcie, targets
+from gpuhost_exporter.errors import Malformed
+from gpuhost_exporter.latest import Latest
+from gpuhost_exporter.sources import tools
+from gpuhost_exporter.targets import Targets
+from gpuhost_exporter.verify import thresholds
+from gpuhost_exporter.verify.measurement import ROOM_TO_HANG, Measurement, Planned, Waiting, attempt, succeeded
+from gpuhost_exporter.verify.result import Mode, Result
+from gpuhost_exporter.verify.thresholds import Threshold, judge
+
+# Check and threshold by nvbandwidth's name of the test.
+COPIES = {
+    "host_to_device_memcpy_ce": ("host to GPU", "host_to_device"),
+    "device_to_host_memcpy_ce": ("GPU to host", "device_to_host"),
+    "device_to_device_memcpy_read_ce": ("GPU to GPU", "peer"),
+    "device_local_copy": ("GPU memory copy", "memory"),
+}
+ALL_REDUCE = "NCCL all-reduce"
+CHECKS = (*(check for check, _ in COPIES.values()), ALL_REDUCE)
+_IN_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as NVML counts
+_COPY_SECONDS = {"quick": 30.0, "full": 90.0}
+_REDUCE_SECONDS = {"quick": 20.0, "full": 90.0}
+_REDUCE = {"quick": ("-b", "1G", "-e", "4G", "-n", "20"), "full": ("-b", "8", "-e", "8G", "-n", "50")}
+_REDUCE_GPUS = 8  # that the thresholds are for
+_COUNTED_TWICE = 1.05  # of the memory's bandwidth: no copy can move more
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """Bytes a second on each GPU's links, and whether every sum was right."""
+
+    rate: float
+    right: bool
+
+
+def plan(latest: Latest, known: Targets, mode: Mode) -> list[Planned]:
+    count = len(latest.rows(driver.GPU_UP))
+    planned: list[Planned] = []
+    if not count:
+        return [Result(check, "", "skipped", why="no GPU") for check in CHECKS]
+    if tools.find("nvbandwidth"):
+        planned.append(Measurement("nvbandwidth", _COPY_SECONDS[mode], lambda waiting: _copies(latest, mode, waiting)))
+    else:
+        planned += [Result(check, "", "skipped", why="nvbandwidth is not installed") for check, _ in COPIES.values()]
+    if count < 2:
+        planned.append(Result(ALL_REDUCE, "", "skipped", why="one GPU only"))
+    elif tools.find("all_reduce_perf"):
+        planned.append(
+            Measurement("nccl-tests", _REDUCE_SECONDS[mode], lambda waiting: _all_reduce(latest, known, mode, waiting))
+        )
+    else:
+        planned.append(Result(ALL_REDUCE, "", "skipped", why="nccl-tests (all_reduce_perf) is not installed"))
+    return planned
+
+
+def parse_copies(text: str) -> dict[str, tuple[str, tuple[tuple[float | None, ...], ...]]]:
+    """Status and matrix in bytes a second by name of the test. Raises Malformed."""
+    try:
+        document = json.loads(text[text.index("{") :])["nvbandwidth"]
+        return {
+            str(case["name"]): (
+                str(case["status"]),
+                tuple(tuple(_cell(cell) for cell in row) for row in case.get("bandwidth_matrix", ())),
+            )
+            for case in document["testcases"]
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise Malformed(f"nvbandwidth: expected its JSON, got {text[:40]!r}") from error
+
+
+def parse_all_reduce(text: str) -> Reduced:
+    """The largest size's line. Raises Malformed."""
+    found: tuple[float, Reduced] | None = None
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) < 12 or not words[0].isdecimal():
+            continue
+        try:
+            size, rates = float(words[0]), (float(words[-6]), float(words[-2]))
+        except (ValueError, OverflowError):
+            continue
+        wrong = {words[-5], words[-1]} - {"0", "N/A", "0e+00"}
+        if all(math.isfinite(rate) and rate > 0 for rate in rates) and (found is None or size >= found[0]):
+            found = size, Reduced(max(rates) * 1e9, not wrong)
+    if found is None:
+        raise Malformed(f"nccl-tests: expected a line a size, got {text[:40]!r}")
+    return found[1]
+
+
+def memory_traffic(copied: float, peak: float | None) -> float:
+    """A copy reads and writes each byte. A build that counts both already would exceed what the memory can do."""
+    return copied if peak and 2 * copied > peak * _COUNTED_TWICE else 2 * copied
+
+
+def _copies(latest: Latest, mode: Mode, waiting: Waiting) -> Sequence[Result]:
+    results: list[Result] = []
+    done: Mapping[str, tuple[str, tuple[tuple[float | None, ...], ...]]] = {}
+    shares = thresholds.load()
+    first = next(iter(COPIES.values()))[0]
+    with attempt(first, "", results):
+        command = ("nvbandwidth", "-j", "-t", *COPIES)
+        answer = tools.run(command, _COPY_SECONDS[mode] * ROOM_TO_HANG, waiting, _IN_ORDER)
+        done = parse_copies(succeeded("nvbandwidth", answer))
+    for name, (check, threshold) in COPIES.items():
+        status, matrix = done.get(name, ("not run", ()))
+        figures = _per_gpu(matrix)
+        if status == "Error":
+            results.append(Result(check, "", "fail", why="nvbandwidth reports an error"))
+        elif not figures and (results == [] or results[0].check != check):
+            why = f"nvbandwidth: {status.lower()}" if done else "nvbandwidth gave no result"
+            results.append(Result(check, "", "skipped", why=why))
+        results += [_copied(latest, check, threshold, shares[threshold], *figure) for figure in figures.items()]
+    return results
+
+
+def _per_gpu(matrix: Sequence[Sequence[float | None]]) -> dict[int, float]:
+    """A row a GPU: its slowest peer. One row for all: a column a GPU."""
+    if len(matrix) == 1:
+        return {place: cell for place, cell in enumerate(matrix[0]) if cell is not None}
+    slowest = {place: [cell for cell in row if cell is not None] for place, row in enumerate(matrix)}
+    return {place: min(cells) for place, cells in slowest.items() if cells}
+
+
+def _copied(latest: Latest, check: str, name: str, threshold: Threshold, place: int, rate: float) -> Result:
+    labels = next((labels for labels in latest.rows(driver.GPU_UP) if labels[0] == str(place)), (str(place), ""))
+    reference: float | None
+    if name == "memory":
+        reference = latest.value(targets.MEMORY_BANDWIDTH, *labels)
+        rate = memory_traffic(rate, reference)
+    elif name == "peer":
+        both_ways = latest.value(targets.NVLINK_BANDWIDTH, *labels)
+        reference = both_ways / 2 if both_ways else None
+    else:
+        reference = thresholds.pcie_rate(
+            latest.value(pcie.GENERATION_MAX, *labels, "link"), latest.value(pcie.WIDTH_MAX, *labels, "link")
+        )
+    return judge(check, f"GPU {place}", rate, "bytes_per_second", reference, threshold)
+
+
+def _all_reduce(latest: Latest, known: Targets, mode: Mode, waiting: Waiting) -> Sequence[Result]:
+    results: list[Result] = []
+    with attempt(ALL_REDUCE, "", results):
+        gpus = tuple(latest.rows(driver.GPU_UP))
+        command = ("all_reduce_perf", *_REDUCE[mode], "-f", "2", "-g", str(len(gpus)))
+        answer = tools.run(command, _REDUCE_SECONDS[mode] * ROOM_TO_HANG, waiting, _IN_ORDER)
+        reduced = parse_all_reduce(succeeded("all_reduce_perf", answer))
+        product = known.product(latest.facts(driver.GPU_INFO, *gpus[0]).get("name", ""))
+        generation = product.nvlink_generation if product else None
+        both_ways = latest.value(targets.NVLINK_BANDWIDTH, *gpus[0])
+        threshold = thresholds.load().get(f"all_reduce_nvlink{generation}") if len(gpus) == _REDUCE_GPUS else None
+        reference = both_ways / 2 if both_ways else None
+        result = judge(ALL_REDUCE, "", reduced.rate, "bytes_per_second", reference, threshold)
+        if not reduced.right:
+            result = Result(
+                ALL_REDUCE, "", "fail", why="sums came out wrong", value=reduced.rate, unit="bytes_per_second"
+            )
+        results.append(result)
+    return results
+
+
+def _cell(cell: object) -> float | None:
+    if not isinstance(cell, (str, int, float)) or cell == "N/A":
+        return None
+    rate = float(cell) * 1e9
+    return rate if math.isfinite(rate) and rate > 0 else None

@@ -1,0 +1,222 @@
+"""`verify` as a process: each simulated host, each fault, real programs on PATH, and being interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from support.daemon import Daemon, select, value
+from support.programs import RECORDED, fio, install
+from support.simulated import arguments
+
+from gpuhost_exporter.table import WIDTH
+from gpuhost_exporter.verify.passive import CHECKS
+
+MEASURED = {
+    "storage write",
+    "storage read",
+    "host to GPU",
+    "GPU to host",
+    "GPU to GPU",
+    "GPU memory copy",
+    "NCCL all-reduce",
+    "RDMA write",
+    "RDMA write latency",
+    "MPI all-reduce",
+}
+
+
+def judged(done):
+    """Check and device -> verdict."""
+    told = json.loads(done.stdout)
+    return {(result["check"], result.get("device", "")): result["verdict"] for result in told["results"]}
+
+
+def problems(done):
+    return {key: verdict for key, verdict in judged(done).items() if verdict in ("warn", "fail")}
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("h100x8", {}),
+        ("l40s", {}),
+        ("mig", {}),
+        ("oldkernel", {}),
+        ("nogpu", {}),
+        ("vm", {("platform", ""): "warn"}),
+    ],
+)
+def test_a_healthy_host_is_accepted_and_every_check_is_told(run, host, expected):
+    done = run("verify", "--json", f"--simulate={host}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert problems(done) == expected
+    found = judged(done)
+    assert {check for check, _ in found} == {name for name, _, _ in CHECKS} | MEASURED
+    assert {found[check, ""] for check in MEASURED} == {"skipped"}, "no program measures a simulated host"
+    assert json.loads(done.stdout)["simulated"] == host
+
+
+GPUS = [f"GPU {index}" for index in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "expected"),
+    [
+        (
+            "nvlink-down",
+            {
+                ("NVLink", "GPU 3"): "fail",
+                ("XIDs", "GPU 3"): "fail",
+                ("NVLink fabric", "GPU 3"): "fail",
+                ("NVLink fabric", "NVSwitch"): "fail",
+            },
+        ),
+        (
+            "fabric-broken",
+            {(check, gpu): "fail" for check in ("NVLink", "NVLink fabric") for gpu in GPUS}
+            | {("NVLink fabric", "NVSwitch"): "fail"},
+        ),
+        ("gpu-lost", {("GPUs", "GPU 3"): "fail", ("XIDs", "GPU unknown"): "fail"}),
+        ("gpu-reset", {("GPUs", "GPU 3"): "fail", ("XIDs", "GPU unknown"): "fail"}),
+        ("xid-79", {("GPUs", "GPU 6"): "fail", ("XIDs", "GPU unknown"): "fail"}),
+        ("thermal", {("throttling", "GPU 2"): "warn"}),
+        ("array-degraded", {("arrays", "md127"): "warn", ("drives", "nvme5"): "fail"}),
+        ("drive-pulled", {("arrays", "md0"): "fail"}),
+        ("drive-hung", {("drives", "nvme1"): "warn"}),
+        ("driver-crash", {}),
+        ("nccl-hang", {}),
+    ],
+)
+def test_a_fault_fails_the_check_that_it_belongs_to_and_no_other(run, tmp_path, scenario, expected):
+    done = run("verify", "--json", *arguments(tmp_path, "h100x8", scenario, elapsed=30))
+    found = problems(done)
+    assert found == expected
+    assert done.returncode == ("fail" in expected.values())
+
+
+def test_the_report_of_a_broken_host_fits_a_mail(run, tmp_path):
+    done = run("verify", "--passive", *arguments(tmp_path, "h100x8", "nvlink-down", elapsed=30))
+    lines = done.stdout.splitlines()
+    assert done.returncode == 1
+    assert lines[0].startswith("SIMULATED host h100x8:nvlink-down")
+    assert lines[1].startswith("REJECTED (passive, ")
+    assert max(map(len, lines)) <= WIDTH
+    assert [line for line in lines if line.startswith("NVLink, GPU 3 ") and line.endswith("  fail")]
+    assert [line for line in lines if line.startswith("fail  NVLink, GPU 3: 17 of 18 NVLinks active")]
+
+
+@pytest.fixture
+def programs(tmp_path, environment):
+    """fio that prints what was recorded, on the PATH of the command."""
+    install(tmp_path / "bin", "fio", fio())
+    environment["PATH"] = f"{tmp_path}/bin:{environment['PATH']}"
+    (tmp_path / "data").mkdir()
+    return tmp_path / "bin"
+
+
+def storage(done):
+    return {check: verdict for (check, _), verdict in judged(done).items() if check.startswith("storage")}
+
+
+def test_a_run_becomes_the_baseline_of_the_next_and_is_exported(run, programs, tmp_path):
+    first = run("verify", "--json", "--directory=data", "--junit=report.xml")
+    assert (first.returncode, first.stderr) == (0, "fio: 40 s left in all\n")
+    assert storage(first) == {"storage write": "pass", "storage read": "pass"}
+    assert b'testcase classname="gpuhost.quick" name="storage write' in (tmp_path / "report.xml").read_bytes()
+    slow = (RECORDED / "fio-write.txt").read_text().replace("3802549769", "2802549769")
+    (tmp_path / "slow.txt").write_text(slow)
+    install(programs, "fio", fio().replace(f"cat {RECORDED}/fio-$direction.txt", f"cat {tmp_path}/slow.txt"))
+    second = run("verify", "--json", "--directory=data")
+    assert storage(second) == {"storage write": "warn", "storage read": "warn"}
+    (write,) = [result for result in json.loads(second.stdout)["results"] if result["check"] == "storage write"]
+    assert (write["baseline"], write["why"]) == (3802549769, "74 % of what this host did before")
+    assert not list((tmp_path / "data").iterdir())
+    with Daemon(tmp_path) as daemon:
+        series = daemon.wait_until(lambda seen: value(seen, "gpuhost_verify_accepted") is not None)
+    assert time.time() - value(series, "gpuhost_verify_timestamp_seconds", mode="quick") < 60
+    assert value(series, "gpuhost_verify_bytes_per_second", check="storage write") == 2802549769
+    assert value(series, "gpuhost_verify_baseline_bytes_per_second", check="storage write") == 3802549769
+    assert value(series, "gpuhost_verify_checks", verdict="warn") == 2
+    assert len(select(series, "gpuhost_verify_problem", verdict="warn")) == 2
+    assert not select(series, "gpuhost_verify_problem", verdict="fail")
+
+
+def test_to_look_only_leaves_baseline_and_folder_alone(run, programs, tmp_path):
+    done = run("verify", "--passive", "--json", "--directory=data")
+    assert done.returncode == 0
+    assert {check for check, _ in judged(done)} == {name for name, _, _ in CHECKS}
+    assert not (tmp_path / "state" / "gpuhost-exporter" / "verify.json").exists()
+
+
+def test_a_baseline_that_cannot_be_kept_is_told_and_the_judgement_stands(run, programs, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("verify", "--directory=data", "--storage.path=file/state")
+    assert done.returncode == 0
+    assert "not kept as a baseline: file/state: " in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_leaves_neither_files_nor_programs(environment, programs, tmp_path, number):
+    install(programs, "fio", f"echo $$ >{tmp_path}/started; exec sleep 987")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpuhost_exporter", "verify", "--directory=data"],
+        env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text().strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert list((tmp_path / "data").iterdir())
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=10)
+    assert (process.returncode, output) == (130, b"")
+    assert b"Traceback" not in errors
+    assert not list((tmp_path / "data").iterdir())
+    assert not os.path.exists(f"/proc/{int((tmp_path / 'started').read_text())}")
+    assert not (tmp_path / "state" / "gpuhost-exporter" / "verify.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--passive", "--full"), "not allowed with argument"),
+        (("--directory=",), "expected a text"),
+        (("--simulate=h200",), "simulated host 'h200'"),
+        (("--passive", "--simulate=nogpu", "--junit=/none/report.xml"), "--junit /none/report.xml: No such file"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_judges_nothing(run, arguments, said):
+    done = run("verify", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+@pytest.mark.slow
+def test_fio_for_real_on_this_disk(run, environment, tmp_path):
+    begin = time.monotonic()
+    environment["TMPDIR"] = str(tmp_path)
+    (tmp_path / "data").mkdir()
+    process = subprocess.run(
+        [sys.executable, "-m", "gpuhost_exporter", "verify", "--json", "--directory=data"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    if "fio is not installed" in process.stdout:
+        pytest.skip("fio is not installed (apt-get install fio)")
+    rates = {
+        result["check"]: result.get("value")
+        for result in json.loads(process.stdout)["results"]
+        if result["check"].startswith("storage")
+    }
+    print(f"{rates} in {time.monotonic() - begin:.0f} s")
+    assert all(rate and rate > 10e6 for rate in rates.values()), process.stdout
+    assert time.monotonic() - begin < 90
+    assert not list((tmp_path / "data").iterdir())
+    assert re.match(r"fio: 40 s left", process.stderr)

@@ -1,0 +1,83 @@
+"""What makes a checkpoint, how long it lasts, and which bytes are its own: one GPU, a window of writes a second."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpuhost_exporter.ledger.checkpoint import Watch
+from gpuhost_exporter.ledger.piece import Piece, Work
+from gpuhost_exporter.ledger.thresholds import Thresholds
+
+TRAIN, STAND, HALF = 1.0, 0.02, 0.5
+BEHIND = 3.5  # seconds that are known beyond what is settled
+STEP = 0.7  # not the windows' second
+
+
+def checkpoints(*history):
+    """`history`: (share of busy time, MB written, MB made, mount) of each second."""
+    pieces, works = [], []
+    for at, (busy, wrote, made, mount) in enumerate(history):
+        pieces.append(Piece(at, at + 1.0, held=True, busy=busy, profiled=True, working=busy >= HALF, jobs=("j",)))
+        works.append(Work(at, at + 1.0, "process", wrote * 1e6, made * 1e6, 0.0, False, False, {}, mount))
+    watch, found, until = Watch("j", Thresholds()), [], 0.0
+    while until < len(history):
+        since, until = until, until + STEP
+        known = until + BEHIND
+        told = watch.advance(
+            since, until, [[each for each in pieces if each.at <= known]], [each for each in works if each.at <= known]
+        )
+        if told:
+            found.append(told)
+    return found
+
+
+def second(busy, wrote=0.0, made=None, mount="/data"):
+    return busy, wrote, wrote if made is None else made, mount
+
+
+CALM = [second(TRAIN)] * 6
+SAVES = [second(STAND, 400)] * 2
+
+
+@pytest.mark.parametrize(
+    ("between", "seconds", "megabytes", "mount"),
+    [
+        pytest.param(SAVES, 2, 800, "/data", id="as it should be"),
+        pytest.param([*SAVES, *[second(STAND, 10)] * 3], 5, 830, "/data", id="the last writer is slow"),
+        pytest.param([*SAVES, second(HALF, 30)], 2.5, 830, "/data", id="little is in the window in which it ends"),
+        pytest.param([*SAVES, *[second(STAND, 1)] * 4], 2.3, 801, "/data", id="a log while the GPUs go on standing"),
+        pytest.param(
+            [*[second(STAND, 400, mount="/memory")] * 2, *[second(STAND, 400, 0)] * 2],
+            4,
+            800,
+            "/data",
+            id="staged and then moved",
+        ),
+        pytest.param(
+            [*SAVES, second(STAND, 300, mount=""), second(STAND, 100, -300, mount="")],
+            4,
+            800,
+            "/data",
+            id="a copy that tells so at its end",
+        ),
+    ],
+)
+def test_it_lasts_while_the_gpus_stand_for_it_and_has_what_was_made(between, seconds, megabytes, mount):
+    (found,) = checkpoints(*CALM, *between, *CALM)
+    assert found.started == pytest.approx(6.0, abs=0.1)
+    assert found.seconds == pytest.approx(seconds, abs=STEP / 2)
+    assert found.bytes / 1e6 == pytest.approx(megabytes, rel=0.01)
+    assert (found.mode, found.mount) == ("sync", mount)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        pytest.param([second(STAND, 400, 0)] * 3, id="data that is copied"),
+        pytest.param([second(STAND, 100)] * 2, id="less than 256 MB"),
+        pytest.param([second(TRAIN, 400)] * 3, id="written without a stall"),
+        pytest.param([second(STAND, 30)] * 20, id="slowly, though much in the end"),
+    ],
+)
+def test_nothing_else_makes_one(between):
+    assert not checkpoints(*CALM, *between, *CALM)

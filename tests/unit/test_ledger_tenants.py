@@ -1,0 +1,81 @@
+"""Several jobs on one GPU, and a GPU in MIG instances: what is booked is decided, and said in the metric's help."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from support.traces import Trace
+
+from gpuhost_exporter.collectors.ledger import EVIDENCE, TIME
+
+LAG = 3.5
+
+
+class Shared(Trace):
+    """Both jobs have both GPUs; the second one never writes."""
+
+    unread = False
+
+    def job(self, index):
+        return str(index + 1)
+
+    def activity(self, gpu, before, now):
+        told = super().activity(gpu, before, now)
+        both = tuple(
+            process for each in self.gpus for process in super(Shared, self).activity(each, None, now).processes
+        )
+        return replace(told, processes=both)
+
+    def windows(self, before, now):
+        def changed(sample):
+            if sample.job == "slurm:1":
+                return sample
+            return sample._replace(written_chars=0, denied=self.unread)
+
+        found = super().windows(before, now)
+        return tuple(replace(each, processes=tuple(map(changed, each.processes))) for each in found)
+
+
+def test_a_checkpoint_of_one_tenant_is_booked_once_and_to_no_other():
+    trace = Shared(("checkpoint-sync", 120 + LAG)).run()
+    assert {found.job for found in trace.checkpoints} == {"slurm:1"}
+    for index in (0, 1):
+        assert trace.shares(index)["checkpoint"] == pytest.approx(7 / 60 * 0.97, abs=0.01)
+    assert sum(found.gpu_seconds for found in trace.checkpoints) == pytest.approx(2 * 2 * 7 * 0.97, rel=0.05)
+    assert "a checkpoint of one is booked though the others may have idled" in TIME.help
+
+
+@pytest.mark.parametrize(("unread", "rung"), [(False, "process"), (True, "none")])
+def test_of_several_tenants_the_one_whose_bytes_are_known_worst_says_how_good_the_evidence_is(unread, rung):
+    trace = Shared(("steady", 10))
+    trace.unread = unread
+    trace.run()
+    assert {trace.ledger.rung(piece) for piece in trace.ledger.latest.values()} == {rung}
+    assert "the one known worst" in EVIDENCE.help
+
+
+class Partitioned(Trace):
+    """GPU 0 is cut into instances: neither GPM nor NVML tells how busy it is as a whole."""
+
+    held = True
+
+    def activity(self, gpu, before, now):
+        told = super().activity(gpu, before, now)
+        if gpu.index:
+            return told
+        silent = dict.fromkeys(("graphics_ratio", "sm_active_ratio", "tensor_ratio", "utilization_ratio"))
+        return replace(told, gpm="mig", processes=told.processes if self.held else (), **silent)
+
+
+def test_a_gpu_in_instances_is_unknown_while_it_is_held_and_its_whole_siblings_are_not():
+    trace = Partitioned(("steady", 60)).run()
+    assert trace.shares(0) == {"unknown": 1.0}
+    assert "unknown" not in trace.shares(1)
+    assert "A GPU in MIG instances is unknown" in TIME.help
+
+
+def test_a_gpu_in_instances_that_nobody_has_is_unallocated():
+    trace = Partitioned(("steady", 60))
+    trace.held = False
+    assert trace.run().shares(0) == {"unallocated": 1.0}
