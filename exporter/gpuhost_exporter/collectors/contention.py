@@ -22,7 +22,7 @@ STEAL = counter(
 )
 DELAY = histogram(
     "gpuhost_cpu_run_queue_delay_seconds",
-    "How long a thread that slept had to wait for a CPU once it was due, in seconds, measured about ten times a "
+    "How long a thread that slept had to wait for a CPU once it was due, in seconds, measured about five times a "
     "second on one of the exporter's own. Good is below 0.0001 nearly always: what a collective's rank meets, too.",
 )
 OOM_KILLS = counter(

@@ -10,7 +10,7 @@ from gpuhost_exporter.sim.tree_files import Files
 
 _FABRIC_MANAGER = 1803
 _FABRIC_NOT_STARTED = 1  # as NVML numbers it
-_WAKES = 10  # a second, of the thread that measures how long it waits for a CPU
+_WAKES = 5  # a second, of the thread that measures how long it waits for a CPU
 _WAIT = 8e-6
 _SLICE = 0.01  # what a hypervisor takes at a time
 _IDLE = {

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from gpuhost_exporter.errors import Malformed, Unsupported
 from gpuhost_exporter.sources.files import Root, optional_text, read_text
 
-EVERY_SECONDS = 0.1
+EVERY_SECONDS = 0.2
 _KEPT = 6000
 _CPU = re.compile(r"^cpu +([0-9 ]+)$", re.MULTILINE)
 _STEAL = 7

@@ -176,7 +176,7 @@ def switch_ports(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
 
 
 def waits(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
-    """Send how long this thread, which sleeps ten times a second, had to wait for a CPU. Needs no privilege, but a
+    """Send how long this thread, which sleeps five times a second, had to wait for a CPU. Needs no privilege, but a
     process in which little else runs."""
     pipe = Pipe(sock)
     probe = contention.WaitProbe(Root(**arguments["root"]))
