@@ -44,6 +44,7 @@ stage() { # stage FOLDER INTERPRETER
   # PyYAML's extension fits one Python only; without it PyYAML reads the same in Python.
   find "$library" -name '*.cpython-*.so' -delete
   rm -rf "$library/bin" "$library/example.py"  # the latter nvidia-ml-py brings
+  find "$library" -name '*.py' -exec sed -i '1{/^#!/d}' {} +  # nothing there is started by itself
   if find "$library" -name '*.so' | grep -v 'abi3\.so$'; then
     echo "$0: an extension that is bound to one Python version" >&2
     exit 1
@@ -68,12 +69,15 @@ deb() {
   done
   echo /etc/gpuhost-exporter/config.toml >"$folder/DEBIAN/conffiles"
   gzip -9nc "$root/CHANGELOG.md" >"$folder/usr/share/doc/gpuhost-exporter/changelog.gz"
+  printf 'gpuhost-exporter (%s-1) stable; urgency=medium\n\n  * See changelog.gz.\n\n -- %s  %s\n' "$version" \
+    "$(sed -n 's/^Maintainer: //p' "$here/deb/control.in")" "$(date -uRd "@$SOURCE_DATE_EPOCH")" |
+    gzip -9n >"$folder/usr/share/doc/gpuhost-exporter/changelog.Debian.gz"
   install -m 0644 "$here/deb/copyright" "$folder/usr/share/doc/gpuhost-exporter/copyright"
-  sed -e "s/@VERSION@/$version/" -e "s/@ARCHITECTURE@/$architecture/" \
+  sed -e "s/@VERSION@/$version-1/" -e "s/@ARCHITECTURE@/$architecture/" \
     -e "s/@SIZE@/$(du -sk --exclude=DEBIAN "$folder" | cut -f1)/" "$here/deb/control.in" >"$folder/DEBIAN/control"
   (cd "$folder" && find usr -type f -print0 | sort -z | xargs -0 md5sum) >"$folder/DEBIAN/md5sums"
   chmod -R u=rwX,go=rX "$folder"
-  dpkg-deb --root-owner-group --build "$folder" "$dist/gpuhost-exporter_${version}_$architecture.deb" >/dev/null
+  dpkg-deb --root-owner-group --build "$folder" "$dist/gpuhost-exporter_$version-1_$architecture.deb" >/dev/null
 }
 
 rpm() {

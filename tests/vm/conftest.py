@@ -14,7 +14,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.vm)
-            item.add_marker(pytest.mark.timeout(600))  # the first one waits for the machine
+            item.add_marker(pytest.mark.timeout(900))  # the first one waits for the machine
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -35,7 +35,7 @@ EXPORTER = "/opt/gpuhost-exporter/bin/gpuhost-exporter"
 UNIT = "gpuhost-exporter"
 TWICE = "twice"  # serial number of the drive with two paths
 _PORTS = 10
-_BOOT_SECONDS = 240
+_BOOT_SECONDS = 480
 # What an NVMe drive's health needs and no more: README, "needs beyond an ordinary user".
 PRIVILEGES = ("CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYSLOG",)
 _COMMAND_LINE = "root=/dev/vda rw console=ttyS0 panic=-1 quiet mitigations=off nowatchdog net.ifnames=0"
@@ -141,7 +141,10 @@ class Machine:
         self.run(f"systemctl stop {UNIT} 2>/dev/null; systemctl reset-failed {UNIT} 2>/dev/null; true")
         given = " ".join(f"--property={shlex.quote(text)}" for text in (f"StateDirectory={UNIT}", *properties))
         self.run(f"systemd-run --quiet --unit={UNIT} {given} {EXPORTER} serve {shlex.join(flags)}")
-        deadline = time.monotonic() + 120
+        self.wait_until_ready()
+
+    def wait_until_ready(self, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
         while not self._ready():
             if time.monotonic() > deadline:
                 raise GuestError(f"the exporter is not ready:\n{self.log()}")
@@ -282,8 +285,8 @@ class Machine:
         deadline = time.monotonic() + _BOOT_SECONDS
         while True:
             self._alive()
-            self._agent.send({"execute": "guest-sync", "arguments": {"id": 1}})
             try:
+                self._agent.send({"execute": "guest-sync", "arguments": {"id": 1}})
                 while self._agent.receive(2).get("return") != 1:
                     pass
             except TimeoutError:
