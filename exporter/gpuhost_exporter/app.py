@@ -43,6 +43,7 @@ from gpuhost_exporter.sources.privileged import Job, PrivilegedReader
 from gpuhost_exporter.sources.processes import Processes
 from gpuhost_exporter.sources.runtime import Runtime
 from gpuhost_exporter.sources.state import State
+from gpuhost_exporter.sources.systemd import ServiceManager
 from gpuhost_exporter.sources.udev import Event, UdevWatcher, listen
 from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.targets import Targets
@@ -344,24 +345,36 @@ def serve(settings: Settings, launcher: Launcher) -> int:
         app.server_samples = server.samples
         folder = default_runtime_path(os.environ)
         runtime = Runtime(folder)
+        manager = ServiceManager(os.environ, os.getpid())
         server.start()  # before the collectors: an address that is taken ends it with that one line
         app.hear_marks(folder)
         app.start(probing=True)
         runtime.write_pid()
-        log.info("listening on %s", ", ".join(server.addresses))
+        listening = f"listening on {', '.join(server.addresses)}"
+        log.info(listening)
+        manager.ready(listening)
+
+        def look() -> None:
+            rates.look(app.runner.snapshots())
+            if app.runner.progressing():  # hung hardware or not: a restart would hang on it, too
+                manager.alive()
+
         try:
-            return _until_stopped(app, runtime, lambda: rates.look(app.runner.snapshots()))
+            return _until_stopped(app, runtime, look, manager.pause(_LOOK_SECONDS))
         finally:
+            manager.stopping()
             runtime.remove_pid()
             server.close()
     finally:
         app.close()
 
 
-def _until_stopped(app: App, runtime: Runtime, look: Callable[[], object]) -> int:
-    """Serve signals until one ends it; the exit status. Looks now and then, so that a page opened has rates at once."""
+def _until_stopped(app: App, runtime: Runtime, look: Callable[[], None], pause: float) -> int:
+    """Serve signals until one ends it; the exit status. Looks now and then: a page opened has rates at once, and the
+    service manager knows that the sampler lives.
+    """
     while True:
-        received = signal.sigtimedwait(_HANDLED, _LOOK_SECONDS)
+        received = signal.sigtimedwait(_HANDLED, pause)
         if received is None:
             look()
         elif received.si_signo == signal.SIGUSR1:

@@ -7,12 +7,16 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trees import plant
+from trees import Link, plant
 
 from gpuhost_exporter.sources.fabric_manager import FabricManager, parse_version
 
 SERVICE = "system.slice/nvidia-fabricmanager.service/cgroup.procs"
 HOST = {"proc/2/comm": "kthreadd\n"}
+UNIT = {"usr/lib/systemd/system/nvidia-fabricmanager.service": "[Unit]\n"}
+# ProtectProc= hides other users' processes, or what is in their folders.
+HIDDEN = {"proc/self/ns/pid": Link("pid:[4026531836]")}
+CONTAINER = {"proc/self/ns/pid": Link("pid:[4026532201]")}
 RUNNING = {"proc/1803/comm": "nv-fabricmanage\n", "proc/17/comm": "bash\n"}
 LINE = "[Feb 25 2025 13:59:45] [INFO] [tid 1803] Fabric Manager version 550.144.03 is running with the following\n"
 
@@ -28,6 +32,10 @@ LINE = "[Feb 25 2025 13:59:45] [INFO] [tid 1803] Fabric Manager version 550.144.
         (HOST | {"proc/17/comm": "bash\n", f"sys/fs/cgroup/{SERVICE}": "17\n"}, False),
         ({"proc/17/comm": "bash\n"}, None),
         ({}, None),
+        (HIDDEN | UNIT | {f"sys/fs/cgroup/{SERVICE}": "1803\n"}, True),
+        (HIDDEN | UNIT, False),
+        (HIDDEN, None),
+        (CONTAINER | UNIT, None),
     ],
     ids=[
         "service",
@@ -38,6 +46,10 @@ LINE = "[Feb 25 2025 13:59:45] [INFO] [tid 1803] Fabric Manager version 550.144.
         "only its shell",
         "in a container that sees only its own",
         "no /proc",
+        "hidden, its service has processes",
+        "hidden, its service has none",
+        "hidden, and no service of it",
+        "hidden by a container",
     ],
 )
 def test_it_runs_or_not_or_cannot_be_seen(tmp_path, files, runs):

@@ -2,6 +2,7 @@
 
 build/vm/image-3f2a…/kernel, initrd, root.img      one for each recipe: this folder's script, packages, dependencies
 build/vm/wheel-91bc…/gpuhost_exporter-….whl        one for each state of the exporter's sources
+build/vm/package-07de…/gpuhost-exporter_….deb      the same, and of deploy/
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +77,7 @@ def built() -> Image:
 
 def wheel() -> Path:
     """The exporter as a wheel, built from the working tree."""
-    sources = [REPOSITORY / "pyproject.toml", REPOSITORY / "README.md"]
-    sources += [path for path in (REPOSITORY / "exporter").rglob("*") if path.suffix not in (".pyc", ".md", ".png")]
-    files = sorted(path for path in sources if path.is_file() and "egg-info" not in str(path))
-    place = CACHE / f"wheel-{_digest(*(text for path in files for text in (str(path), path.read_bytes())))}"
+    place = CACHE / f"wheel-{_digest(*_sources())}"
     if not place.exists():
         with _Making(place) as folder:
             # From a copy: setuptools would leave build/ and egg-info beside the sources.
@@ -89,6 +88,23 @@ def wheel() -> Path:
             _pip("wheel", "--quiet", "--no-deps", "--wheel-dir", folder, copy)
             shutil.rmtree(copy)
     return next(place.glob("*.whl"))
+
+
+def package() -> Path:
+    """The .deb, built from the working tree as for a release; from the network where its lock names something new."""
+    deploy = sorted(path for folder in ("packages", "systemd") for path in (REPOSITORY / "deploy" / folder).rglob("*"))
+    place = CACHE / f"package-{_digest(*_sources(), *(path.read_bytes() for path in deploy if path.is_file()))}"
+    if not place.exists():
+        with _Making(place) as folder:
+            _run([REPOSITORY / "deploy" / "packages" / "build.sh", folder])
+    return next(place.glob("*.deb"))
+
+
+def _sources() -> Iterator[str | bytes]:
+    sources = [REPOSITORY / "pyproject.toml", REPOSITORY / "README.md"]
+    sources += [path for path in (REPOSITORY / "exporter").rglob("*") if path.suffix not in (".pyc", ".md", ".png")]
+    for path in sorted(path for path in sources if path.is_file() and "egg-info" not in str(path)):
+        yield from (str(path), path.read_bytes())
 
 
 class _Making:
