@@ -21,10 +21,11 @@ _HOSTS = {
     "host": 'topk(1, count by (instance) (ALERTS{alertstate="firing",severity="page"} and on (instance)'
     " host:gpuhost_at_risk_dollars:sum))",
     "nvlink": "bottomk(1, host:gpuhost_nvlink_usable:min_ratio > 0)",
+    "metal": "topk(1, host:gpuhost_utilization_in_use:avg5m)",
     "storage": "topk(1, max by (instance) (gpuhost_storage_member_latency_ratio))",
     "fabric": "topk(1, sum by (instance) (increase(gpuhost_rdma_pause_seconds_total[10m])))",
 }
-_COLOURS = 128
+_COLOURS = 255
 
 
 def main() -> int:

@@ -323,9 +323,9 @@ BOARD = Board(
                         Line(
                             f"(rate({H('gpuhost_block_read_seconds_total', device='~nvme.*')}[$__rate_interval])"
                             f" + rate({H('gpuhost_block_write_seconds_total', device='~nvme.*')}[$__rate_interval]))"
-                            f" / (rate({H('gpuhost_block_reads_completed_total', device='~nvme.*')}[$__rate_interval])"
+                            f" / ((rate({H('gpuhost_block_reads_completed_total', device='~nvme.*')}[$__rate_interval])"
                             f" + rate({H('gpuhost_block_writes_completed_total', device='~nvme.*')}"
-                            "[$__rate_interval]))",
+                            "[$__rate_interval])) > 0)",
                             "{{device}}",
                         ),
                     ),

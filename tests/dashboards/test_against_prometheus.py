@@ -34,7 +34,7 @@ HOST, VIRTUAL = "gpu-host-1", "gpu-vm-1"
 JOB = "slurm:90017"
 LENGTH = sum(seconds for _, seconds in WALK)
 
-# No data is right here: alerts are not evaluated over the past, nobody is probed or scraped, nothing of the kind happens.
+# No data is right here: alerts are not evaluated over the past, nobody is probed or scraped, or it does not happen.
 EMPTY = {
     ("exporter", "A scrape: rendering"),
     ("exporter", "Clients"),
