@@ -7,6 +7,7 @@ import re
 import pytest
 from support.boards import boards, filled_in, known, panels, queries
 from support.promql import labels_of, names_in, walk
+from support.rules import alerts
 
 from gpuhost_exporter.catalogue import specs
 
@@ -144,3 +145,9 @@ def test_alerts_are_drawn_into_every_page_and_checkpoints_where_they_matter():
         drawn = [annotation["name"] for annotation in board["annotations"]["list"]]
         assert drawn[0] == "Alerts", name
         assert ("Checkpoints" in drawn) == (name in ("gpu-time", "host", "job", "storage")), name
+
+
+def test_the_alerts_link_to_pages_that_are_here():
+    uids = {board["uid"] for board in BOARDS.values()}
+    linked = {re.search(r"/d/([\w-]+)", rule.body["annotations"]["dashboard_url"]).group(1) for rule in alerts()}
+    assert linked <= uids
