@@ -1,9 +1,9 @@
 """A fleet on one machine: recorded hosts served by one process, a Prometheus in agent mode, and VictoriaMetrics.
 
-    with Fleet(folder, hosts=20) as fleet:
-        fleet.store.stop()                          an outage
-        fleet.store.start()
-        fleet.ask('count(gpuhost_gpu_up)')            PromQL, of the store
+with Fleet(folder, hosts=20) as fleet:
+    fleet.store.stop()                          an outage
+    fleet.store.start()
+    fleet.ask('count(gpuhost_gpu_up)')            PromQL, of the store
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def unit_capabilities() -> set[str]:
     return {name.removeprefix("CAP_") for name in found[1].split()}
 
 
-BUILT_IN = [each for each in resources(DEPLOY / "kubernetes" / "base") if "." not in each["apiVersion"].partition("/")[0]]
+BUILT_IN = [
+    each for each in resources(DEPLOY / "kubernetes" / "base") if "." not in each["apiVersion"].partition("/")[0]
+]
 
 
 @pytest.mark.parametrize("version", ["1.27", kubernetes_validate.latest_version()])

@@ -1,6 +1,6 @@
 """Metric names are an interface: what the last release had is still there, with the same type and labels.
 
-    pytest tests/unit/test_released.py --update-golden      after a release, or with a line in the CHANGELOG
+pytest tests/unit/test_released.py --update-golden      after a release, or with a line in the CHANGELOG
 """
 
 from __future__ import annotations
