@@ -14,8 +14,8 @@ run: $(VENV)/.run
 	@exec $(VENV)/bin/gpuhost-exporter serve --web.listen-address=$(ADDRESS) $(if $(SIMULATE),--simulate $(SIMULATE))
 
 test: $(VENV)/.dev
-	$(VENV)/bin/ruff format --check exporter tests
-	$(VENV)/bin/ruff check exporter tests
+	$(VENV)/bin/ruff format --check exporter tests deploy
+	$(VENV)/bin/ruff check exporter tests deploy
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 4 -m "not slow and not gpu and not vm and not alone"
 	$(VENV)/bin/pytest -m "alone and not slow and not gpu and not vm"

@@ -49,7 +49,8 @@ def show(host, name):
 def processes(host):
     """(pid, name, user, capabilities) of the service's processes; none between two starts."""
     found = host.run(
-        f"for pid in $(cat {CGROUP}); do echo pid $pid; grep -E '^(Name|Uid|CapEff)' /proc/$pid/status; done 2>/dev/null; true"
+        f"for pid in $(cat {CGROUP}); do echo pid $pid; grep -E '^(Name|Uid|CapEff)' /proc/$pid/status; done "
+        "2>/dev/null; true"
     )
     told = re.findall(r"pid (\d+)\nName:\t(.*)\nUid:\t(\d+).*\nCapEff:\t([0-9a-f]+)", found)
     return [
