@@ -18,8 +18,8 @@ demo: $(VENV)/.run
 	@exec $(VENV)/bin/python dashboards/demo/demo.py
 
 test: $(VENV)/.dev
-	$(VENV)/bin/ruff format --check exporter tests alerts dashboards
-	$(VENV)/bin/ruff check exporter tests alerts dashboards
+	$(VENV)/bin/ruff format --check exporter tests alerts dashboards deploy
+	$(VENV)/bin/ruff check exporter tests alerts dashboards deploy
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 4 -m "not slow and not gpu and not vm and not alone"
 	$(VENV)/bin/pytest -m "alone and not slow and not gpu and not vm"
@@ -44,7 +44,7 @@ test-hardware: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(VENV)/bin/python tests/bench/bench.py
 	PYTHONPATH=tests:tests/unit $(VENV)/bin/python tests/bench/storage.py
-	PYTHONPATH=tests $(VENV)/bin/python tests/bench/fleet.py
+	PYTHONPATH=tests $(VENV)/bin/python tests/bench/fleet_page.py
 	PYTHONPATH=tests $(VENV)/bin/python tests/bench/ledger.py
 
 metrics: $(VENV)/.run

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds dist/: wheel, sdist, .deb and, where rpmbuild is installed, .rpm.
+# Builds dist/: wheel, sdist, SBOM (CycloneDX), .deb and, where rpmbuild is installed, .rpm.
 #
 #   deploy/packages/build.sh [FOLDER]
 #
@@ -54,6 +54,8 @@ stage() { # stage FOLDER INTERPRETER
   install -m 0644 "$here/../systemd/gpuhost-exporter.service" "$folder/usr/lib/systemd/system/"
   install -m 0644 "$here/../systemd/gpuhost-exporter.sysusers" "$folder/usr/lib/sysusers.d/gpuhost-exporter.conf"
   install -m 0644 "$here"/../systemd/*.conf "$folder/usr/share/gpuhost-exporter/"
+  install -m 0644 "$here/../web.yml" "$folder/usr/share/gpuhost-exporter/"
+  python3 "$here/sbom.py" "$here/requirements.txt" "$version" >"$folder/usr/share/gpuhost-exporter/sbom.cdx.json"
   install -m 0644 "$here/config.toml" "$folder/etc/gpuhost-exporter/config.toml"
   install -m 0644 "$root/README.md" "$root/CHANGELOG.md" "$folder/usr/share/doc/gpuhost-exporter/"
   find "$folder" -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
@@ -89,6 +91,7 @@ rpm() {
 }
 
 python_packages
+python3 "$here/sbom.py" "$here/requirements.txt" "$version" >"$dist/gpuhost-exporter-$version.cdx.json"
 if command -v dpkg-deb >/dev/null; then deb; else echo "no dpkg-deb: no .deb"; fi
 if command -v rpmbuild >/dev/null; then rpm; else echo "no rpmbuild: no .rpm"; fi
 ls -1 "$dist"
