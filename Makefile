@@ -5,7 +5,7 @@ VENV := .venv
 ADDRESS ?= 127.0.0.1:19400
 SIMULATE ?=
 
-.PHONY: run test test-full test-vm test-hardware bench metrics clean
+.PHONY: run demo test test-full test-vm test-hardware bench metrics alerts dashboards clean
 
 run: $(VENV)/.run
 	@test -n "$(SIMULATE)" || test -e /dev/nvidiactl || \
@@ -13,9 +13,13 @@ run: $(VENV)/.run
 	@echo "Status page: http://$(ADDRESS)/   metrics: http://$(ADDRESS)/metrics   Ctrl-C stops"
 	@exec $(VENV)/bin/gpuhost-exporter serve --web.listen-address=$(ADDRESS) $(if $(SIMULATE),--simulate $(SIMULATE))
 
+# Eight simulated hosts, an hour of history, Prometheus with the rules, Alertmanager, and Grafana where installed.
+demo: $(VENV)/.run
+	@exec $(VENV)/bin/python dashboards/demo/demo.py
+
 test: $(VENV)/.dev
-	$(VENV)/bin/ruff format --check exporter tests deploy
-	$(VENV)/bin/ruff check exporter tests deploy
+	$(VENV)/bin/ruff format --check exporter tests alerts dashboards deploy
+	$(VENV)/bin/ruff check exporter tests alerts dashboards deploy
 	$(VENV)/bin/mypy
 	$(VENV)/bin/pytest -n 4 -m "not slow and not gpu and not vm and not alone"
 	$(VENV)/bin/pytest -m "alone and not slow and not gpu and not vm"
@@ -40,10 +44,19 @@ test-hardware: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(VENV)/bin/python tests/bench/bench.py
 	PYTHONPATH=tests:tests/unit $(VENV)/bin/python tests/bench/storage.py
+	PYTHONPATH=tests $(VENV)/bin/python tests/bench/fleet.py
 	PYTHONPATH=tests $(VENV)/bin/python tests/bench/ledger.py
 
 metrics: $(VENV)/.run
 	$(VENV)/bin/gpuhost-exporter metrics > exporter/METRICS.md
+
+# After a change to a panel, a metric or a recording rule.
+dashboards: $(VENV)/.dev
+	$(VENV)/bin/python dashboards/build.py
+
+# The rules as prometheus-operator takes them.
+alerts:
+	$(PYTHON) alerts/prometheusrule.py > alerts/prometheusrule.yaml
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -18,8 +18,10 @@ from gpuhost_exporter import __version__
 from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors import ALL, nvme_health
+from gpuhost_exporter.collectors.contention import ContentionCollector
 from gpuhost_exporter.collectors.inventory import InventoryCollector
 from gpuhost_exporter.collectors.ledger import LedgerCollector
+from gpuhost_exporter.collectors.platform import PlatformCollector
 from gpuhost_exporter.collectors.raid import RaidCollector
 from gpuhost_exporter.config import Settings, default_runtime_path, default_storage_path
 from gpuhost_exporter.errors import ConfigError, Gone, Hung
@@ -28,6 +30,7 @@ from gpuhost_exporter.host import Host
 from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Runner
 from gpuhost_exporter.sources import linux, pipe
+from gpuhost_exporter.sources.contention import Wait
 from gpuhost_exporter.sources.ethtool import Network
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLog
@@ -35,6 +38,7 @@ from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.mounts import Capacities
 from gpuhost_exporter.sources.nvme_health import Report
 from gpuhost_exporter.sources.nvml.client import NvmlClient
+from gpuhost_exporter.sources.placement import SwitchPort
 from gpuhost_exporter.sources.privileged import Job, PrivilegedReader
 from gpuhost_exporter.sources.processes import Processes
 from gpuhost_exporter.sources.runtime import Runtime
@@ -45,6 +49,7 @@ from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.targets import Targets
 
 if TYPE_CHECKING:
+    from gpuhost_exporter.compat import Dcgm
     from gpuhost_exporter.sources.latency.client import LatencyClient
 
 log = logging.getLogger(__name__)
@@ -110,7 +115,7 @@ class App:
         except BaseException:
             self.close()
             raise
-        self.exposition = Exposition(self.runner, self.clock, self.own_samples)
+        self.exposition = Exposition(self.runner, self.clock, self.own_samples, self._compat())
         self.server_samples: Callable[[], Iterable[Sample]] = lambda: ()
         self._udev = UdevWatcher(self._hardware_changed, self._simulated_events if self._simulation else listen)
         self._privileged = PrivilegedReader(launcher, tuple(self._jobs({each.name for each, _ in collectors})))
@@ -175,10 +180,9 @@ class App:
         if "nvme_health" in collectors:
             yield Job("drives", self._drives_arguments, self._drives_told, self._drives_failed)
         if "platform" in collectors:
-            ports = self.host.switch_ports
-            yield Job("switch_ports", self._root_arguments, ports.put, ports.fail)
+            yield Job("switch_ports", self._root_arguments, self._switch_ports_told, self.host.switch_ports.fail)
         if "contention" in collectors:
-            yield Job("waits", self._root_arguments, self.host.waits.put, self.host.waits.fail)
+            yield Job("waits", self._root_arguments, self._waits_told, self.host.waits.fail)
         if LedgerCollector.name in collectors:
             yield Job("processes", self._root_arguments, processes.put, processes.fail)
 
@@ -200,6 +204,13 @@ class App:
         from gpuhost_exporter.sim.mounts import Statvfs
 
         return Capacities(Statvfs(self._simulation.folder))
+
+    def _compat(self) -> Dcgm | None:
+        if self.settings.compat is None:
+            return None
+        from gpuhost_exporter.compat import Dcgm
+
+        return Dcgm(self.settings.compat, platform.node())
 
     def _network(self) -> Network:
         if self._simulation is None or not self._simulation.folder:
@@ -286,6 +297,16 @@ class App:
 
     def _hurry_drives(self) -> None:
         self.runner.hurry({nvme_health.NvmeHealthCollector.name})
+
+    def _switch_ports_told(self, ports: tuple[SwitchPort, ...]) -> None:
+        self.host.switch_ports.put(ports)
+        self.runner.hurry({PlatformCollector.name})
+
+    def _waits_told(self, waits: tuple[Wait, ...]) -> None:
+        first = self.host.waits.state()[0] != "ok"
+        self.host.waits.put(waits)
+        if first:
+            self.runner.hurry({ContentionCollector.name})
 
     def _kernel_log_arguments(self) -> Mapping[str, Any]:
         return {

@@ -137,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="where the simulation's control file is kept",
     )
+    serve.add_argument(
+        "--compat", choices=("dcgm",), help="serve GPU metrics under the names of NVIDIA's dcgm-exporter too"
+    )
     snapshot = command("snapshot", _snapshot, "One look at this host: a table, or JSON.")
     _host_options(snapshot)
     snapshot.add_argument("--json", action="store_true", help="every sample, for programs")
@@ -243,6 +246,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         "log_level": options.level,
         "simulate": options.simulate,
         "simulate_control": getattr(options, "control", None),
+        "compat": getattr(options, "compat", None),
         "web_config_file": getattr(options, "web_config", None),
         "listen_addresses": tuple(getattr(options, "listen", None) or ()) or None,
     }

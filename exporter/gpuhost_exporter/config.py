@@ -59,8 +59,8 @@ Shown = Literal["plain", "hash", "off"]
 _SHOWN: tuple[Shown, ...] = get_args(Shown)
 _INTERVALS = (0.2, 3600.0)
 _SECTIONS = (
-    *("web", "path", "storage", "log", "nvml", "collector", "inventory", "target", "ledger", "price", "job", "latency"),
-)
+    "web", "path", "storage", "log", "nvml", "collector", "inventory", "target", "ledger", "price", "job", "latency",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,7 @@ class Settings:
     price: Price = field(default_factory=Price)
     job: JobNames = field(default_factory=JobNames)
     latency: LatencySettings | None = None
+    compat: str | None = None  # further names to serve metrics under
     simulate: str | None = None
     simulate_control: str | None = None
 

@@ -10,10 +10,14 @@ import math
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from gpuhost_exporter.clock import Clock
 from gpuhost_exporter.runner import Runner, Snapshot, Task
 from gpuhost_exporter.specs import Sample, Spec, counter, gauge, info
+
+if TYPE_CHECKING:
+    from gpuhost_exporter.compat import Dcgm
 
 BUILD = info("gpuhost_exporter_build_info", "Version of the exporter and of Python.", "version", "python")
 SIMULATED = gauge(
@@ -29,7 +33,7 @@ SPECS = (BUILD, SIMULATED, SCRAPES, SERVED, RENDER)
 _MOST_PREFIXES = 50_000
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
@@ -95,7 +99,7 @@ class Renderer:
         if not labels:
             return f"{spec.name} "
         suffix = ""
-        pairs = [f'{name}="{_escaped(value)}"' for name, value in zip(spec.labels, labels, strict=True)]
+        pairs = [f'{name}="{escaped(value)}"' for name, value in zip(spec.labels, labels, strict=True)]
         if spec.kind == "histogram":
             suffix = f"_{labels[-1]}" if labels[-1] in ("sum", "count") else "_bucket"
             pairs = pairs if suffix == "_bucket" else pairs[:-1]
@@ -103,12 +107,15 @@ class Renderer:
 
 
 class Exposition:
-    """`own`: samples of the exporter itself, asked anew for every scrape."""
+    """`own`: samples of the exporter itself, asked anew for every scrape. `compat`: the same in others' names."""
 
-    def __init__(self, runner: Runner, clock: Clock, own: Callable[[], Iterable[Sample]]) -> None:
+    def __init__(
+        self, runner: Runner, clock: Clock, own: Callable[[], Iterable[Sample]], compat: Dcgm | None = None
+    ) -> None:
         self._runner = runner
         self._clock = clock
         self._own = own
+        self._compat = compat
         self._renderer = Renderer()
         self._blocks: dict[tuple[Task, bool], tuple[Snapshot, bytes, int]] = {}
         self._lock = threading.Lock()
@@ -150,6 +157,10 @@ class Exposition:
                 known = self._blocks[task, openmetrics] = (snapshot, block, count)
             parts.append(known[1])
             total += known[2]
+        if self._compat:
+            block, count = self._compat.block(self._runner.snapshots(), openmetrics=openmetrics)
+            parts.append(block)
+            total += count
         own = [*self._runner.self_samples(), *self._own(), *self.own_samples()]
         block, count = self._renderer.block(own, openmetrics)
         parts.append(block)

@@ -16,7 +16,6 @@ from gpuhost_exporter.table import table
 
 LONGEST = 35 * 86400.0
 _USEFUL = ("compute", "busy", "communication")
-_SHOWN_SECONDS = 1.0
 
 
 def report(state: State, clock: Clock, seconds: float, *, as_json: bool) -> int:
@@ -56,7 +55,7 @@ def _page(gpus: tuple[Spent, ...], since: float) -> str:
     rows = [_row(spent) for spent in (*gpus, together(gpus))]
     text = f"GPU time since {start}\n" + table(("GPU", "booked", "worked", "lost", "dollars", "most of it to"), rows)
     for spent in gpus:
-        if spent.most and spent.most[1] >= _SHOWN_SECONDS:
+        if spent.most:
             account, seconds, dollars = spent.most
             text += f"GPU {spent.gpu} lost {figures.seconds(seconds)} to {account}, ${dollars:.2f}\n"
     return text
@@ -64,12 +63,12 @@ def _page(gpus: tuple[Spent, ...], since: float) -> str:
 
 def _row(spent: Spent) -> tuple[str, ...]:
     worked = sum(spent.seconds.get(account, 0.0) for account in _USEFUL)
-    shown = [account for account in spent.losses if spent.seconds[account] >= _SHOWN_SECONDS]
+    most = ", ".join(f"{account} {figures.seconds(spent.seconds[account])}" for account in spent.losses[:3])
     return (
         spent.gpu,
         figures.seconds(spent.booked),
         figures.percent(worked / spent.booked),
         figures.seconds(spent.lost),
         f"{spent.dollars_lost:.2f}",
-        ", ".join(f"{account} {figures.seconds(spent.seconds[account])}" for account in shown[:3]) or figures.NOTHING,
+        most or figures.NOTHING,
     )

@@ -28,7 +28,8 @@ PER_GPU = ("nvlink_bandwidth_bytes_per_second", "memory_bandwidth_bytes_per_seco
 class Product:
     """One GPU product. None means that the product has no such thing or that its figure is not known.
 
-    NVLink rates are payload: of one link in one direction, and of all links in both. Operations are dense.
+    NVLink rates are payload: of one link in one direction, and of all links in both. Operations are dense, and
+    tensor_clock_hertz is the clock that they are stated for.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Product:
     pcie_width: int | None
     bf16_operations_per_second: float | None
     fp8_operations_per_second: float | None
+    tensor_clock_hertz: float | None
     tdp_watts: float | None
 
     @property
@@ -68,6 +70,8 @@ class Guide:
     utilization_vm_low_ratio: float
     utilization_vm_high_ratio: float
     dedicated_utilization_ratio: float
+    dedicated_gpu_seconds: float
+    dedicated_requests_per_second: float
     checkpoint_share_ratio: float
     checkpoint_bytes: float
 
@@ -107,6 +111,11 @@ class Targets:
         """Watts that the GPU is built to draw."""
         return self._of_gpu("tdp_watts", name)
 
+    def tensor_clock(self, name: str) -> float | None:
+        """Hertz of the multiprocessors at which the product's dense peak on the tensor cores is stated."""
+        product = self.product(name)
+        return product.tensor_clock_hertz if product else None
+
     def nvlink_bandwidth(self, name: str) -> float | None:
         """Bytes/s, all links and both directions. Whether a card has its bridge only the site can tell."""
         product = self.product(name)
@@ -142,6 +151,7 @@ def _products(entry: Mapping[str, Any]) -> tuple[Product, ...]:
             pcie_width=entry.get("pcie_width"),
             bf16_operations_per_second=entry.get("bf16"),
             fp8_operations_per_second=entry.get("fp8"),
+            tensor_clock_hertz=entry.get("tensor_clock"),
             tdp_watts=entry.get("tdp_watts"),
         )
         for name in entry["names"]

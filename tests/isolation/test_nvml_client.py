@@ -188,15 +188,19 @@ def test_release_ends_the_process_that_holds_the_driver_until_resume(make):
     client, clock, _ = make()
     client.read("links")
     (pid,) = client.pids()
+    assert client.released_until() is None
+    asked_at = clock.now()
     client.release(600)
     assert not exists(pid)
     assert client.state() == "released"
+    assert 600 <= client.released_until() - asked_at < 610
     with pytest.raises(Unavailable, match="released"):
         client.read("links")
     assert set(client.gpu_states().values()) == {"unknown"}
     assert client.pids() == ()
     client.resume()
     assert len(uuids(client.read("links"))) == 3
+    assert client.released_until() is None
     client.release(600)
     clock.ahead += 601
     assert len(uuids(client.read("links"))) == 3, "taken up again by itself"

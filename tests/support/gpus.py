@@ -42,6 +42,7 @@ class FakeNvml:
         self.answers = answers
         self.states = {gpu.uuid: "ok" for gpu in gpus}
         self.driver_state = "ok"
+        self.until = None
         self.broken = {}
         self.versions = Driver("580.95.05", "13.580.95.05", "13.0")
         self.asked = []
@@ -54,6 +55,9 @@ class FakeNvml:
 
     def state(self):
         return self.driver_state
+
+    def released_until(self):
+        return self.until
 
     def driver(self):
         return self.versions

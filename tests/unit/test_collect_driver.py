@@ -40,6 +40,14 @@ def test_the_driver_is_in_one_state(state):
     assert len(found["nvml_state"]) == len(STATES)
 
 
+def test_a_release_says_when_it_ends_and_is_not_told_otherwise():
+    collector = collector_of(driver_state="released")
+    collector.host.nvml.until = NOW + 90
+    ends = poll(collector)["nvml_release_end_timestamp_seconds"]
+    assert ends == {(): collector.host.clock.wall() + 90}
+    assert "nvml_release_end_timestamp_seconds" not in poll(collector_of())
+
+
 def test_a_lost_gpu_keeps_its_identity():
     device = gpu(3, serial="165", vbios="96.00", architecture="hopper", compute_capability="9.0")
     found = poll(collector_of(device, states={"GPU-3": "lost"}))

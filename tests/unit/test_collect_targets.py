@@ -18,6 +18,7 @@ def test_each_gpu_is_measured_by_its_own_product():
     assert of(found, "target_memory_bandwidth_bytes_per_second") == 3.35e12
     assert of(found, "target_memory_bandwidth_bytes_per_second", index=1) == 4.8e12
     assert of(found, "target_power_watts") == 700
+    assert of(found, "target_tensor_clock_hertz") == 1.83e9
 
 
 def test_an_unknown_product_is_said_to_be_unknown_and_has_no_target():
@@ -30,6 +31,7 @@ def test_a_product_without_nvlink_has_no_nvlink_target():
     found = collected(gpu(0, "NVIDIA L40S"))
     assert of(found, "target_memory_bandwidth_bytes_per_second") == 864e9
     assert "target_nvlink_bandwidth_bytes_per_second" not in found
+    assert "target_tensor_clock_hertz" not in found, "no figure is known for it"
 
 
 def test_the_guides_figures_are_there_on_a_host_without_gpus():
@@ -45,6 +47,8 @@ def test_the_guides_figures_are_there_on_a_host_without_gpus():
             ("vm", "high"): 0.85,
         },
         "target_dedicated_utilization_ratio": {(): 0.6},
+        "target_dedicated_gpu_seconds": {(): 4 * 3600},
+        "target_dedicated_requests_per_second": {(): 10},
         "target_checkpoint_share_ratio": {(): 1 / 6},
         "target_checkpoint_bytes": {(): 140e9},
     }

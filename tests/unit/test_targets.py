@@ -60,6 +60,12 @@ def test_products_hang_together():
         # FP8 is twice BF16 where both are dense: a figure with sparsity would stand out.
         if product.fp8_operations_per_second:
             assert product.fp8_operations_per_second / product.bf16_operations_per_second == pytest.approx(2, rel=0.03)
+        # Operations per clock are a whole number of multiprocessors times a power of two.
+        if product.tensor_clock_hertz:
+            per_clock = 2048 if "A100" in product.name else 4096
+            processors = product.bf16_operations_per_second / product.tensor_clock_hertz / per_clock
+            assert round(processors) in (108, 114, 132)
+            assert processors == pytest.approx(round(processors), rel=0.001)
 
 
 def test_every_figure_of_the_guide_has_its_source_and_the_bands_are_in_order():

@@ -132,7 +132,7 @@ def test_the_day_s_largest_loss_stands_beside_its_gpu_where_there_is_a_ledger():
             {"compute": 80000.0, "checkpoint": 2460.0, "data": 90.0},
             {"checkpoint": 2.05, "data": 0.1},
         ),
-        Spent("1", "GPU-1", "", {"compute": 80000.0}, {}),
+        Spent("1", "GPU-1", "", {"compute": 80000.0, "host": 0.9}, {"host": 0.1}),
     ]
     shown = Page(render(build([*ONE_GPU, driver.GPU_UP("1", "GPU-1")], spent=spent), "n").decode())
     assert shown.row("0")[-1] == "41 min checkpoint, $2.05"

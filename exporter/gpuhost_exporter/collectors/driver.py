@@ -59,6 +59,11 @@ NVML_STATE = gauge(
     "normal where gpuhost_gpus_on_bus is 0, released is by request.",
     "state",
 )
+RELEASE_END = gauge(
+    "gpuhost_nvml_release_end_timestamp_seconds",
+    "When a release asked for with gpuhost-exporter release ends by itself, in seconds since the epoch. Absent while "
+    "none is under way.",
+)
 READER_RESTARTS = counter(
     "gpuhost_nvml_reader_restarts_total",
     "Times that the process which reads NVML was ended and had to be started again, by reason. Good is none by "
@@ -90,6 +95,7 @@ class DriverCollector(Collector):
         GPU_INFO,
         DRIVER_INFO,
         NVML_STATE,
+        RELEASE_END,
         READER_RESTARTS,
         READER_STUCK,
         IN_FLIGHT,
@@ -132,6 +138,9 @@ class DriverCollector(Collector):
         if driver := nvml.driver():
             yield DRIVER_INFO(driver.driver_version, driver.nvml_version, driver.cuda_version or "")
         yield from one_of(NVML_STATE, (), STATES, nvml.state())
+        until = nvml.released_until()
+        if until is not None:
+            yield RELEASE_END(value=self.host.clock.wall() - now + until)
         for reason, restarts in nvml.restarts().items():
             yield READER_RESTARTS(reason, value=restarts)
         yield READER_STUCK(value=nvml.stuck())

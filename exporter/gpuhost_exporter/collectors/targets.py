@@ -33,6 +33,13 @@ POWER = gauge(
     "gpu",
     "uuid",
 )
+TENSOR_CLOCK = gauge(
+    "gpuhost_target_tensor_clock_hertz",
+    "Clock of the multiprocessors at which the product's dense peak on the tensor cores is stated. Tensor activity "
+    "times clock, divided by this, compares with that peak.",
+    "gpu",
+    "uuid",
+)
 STORAGE = gauge(
     "gpuhost_target_storage_bytes_per_second",
     "Sequential throughput of local storage under demand. Good is the target, below poor checkpoints and "
@@ -63,6 +70,14 @@ DEDICATED_UTILIZATION = gauge(
     "gpuhost_target_dedicated_utilization_ratio",
     "Average utilization, 0 to 1, above which dedicated hardware is worth its price.",
 )
+DEDICATED_GPU_SECONDS = gauge(
+    "gpuhost_target_dedicated_gpu_seconds",
+    "GPU-seconds of one training run above which dedicated hardware is worth its price.",
+)
+DEDICATED_REQUESTS = gauge(
+    "gpuhost_target_dedicated_requests_per_second",
+    "Requests a second to one inference endpoint above which dedicated hardware is worth its price.",
+)
 CHECKPOINT_SHARE = gauge(
     "gpuhost_target_checkpoint_share_ratio",
     "Share of training time, 0 to 1, lost by checkpointing 10 minutes of every hour: good is far below.",
@@ -83,12 +98,15 @@ class TargetsCollector(Collector):
         NVLINK_BANDWIDTH,
         MEMORY_BANDWIDTH,
         POWER,
+        TENSOR_CLOCK,
         STORAGE,
         PCIE_FALLBACK,
         ROCE_PORT,
         COLLECTIVE_LATENCY,
         UTILIZATION,
         DEDICATED_UTILIZATION,
+        DEDICATED_GPU_SECONDS,
+        DEDICATED_REQUESTS,
         CHECKPOINT_SHARE,
         CHECKPOINT,
     )
@@ -103,6 +121,7 @@ class TargetsCollector(Collector):
                 (NVLINK_BANDWIDTH, targets.nvlink_bandwidth(gpu.name)),
                 (MEMORY_BANDWIDTH, targets.memory_bandwidth(gpu.name)),
                 (POWER, targets.power(gpu.name)),
+                (TENSOR_CLOCK, targets.tensor_clock(gpu.name)),
             ):
                 if figure is not None:
                     yield spec(*labels, value=figure)
@@ -121,5 +140,7 @@ class TargetsCollector(Collector):
         yield UTILIZATION("vm", "low", value=guide.utilization_vm_low_ratio)
         yield UTILIZATION("vm", "high", value=guide.utilization_vm_high_ratio)
         yield DEDICATED_UTILIZATION(value=guide.dedicated_utilization_ratio)
+        yield DEDICATED_GPU_SECONDS(value=guide.dedicated_gpu_seconds)
+        yield DEDICATED_REQUESTS(value=guide.dedicated_requests_per_second)
         yield CHECKPOINT_SHARE(value=guide.checkpoint_share_ratio)
         yield CHECKPOINT(value=guide.checkpoint_bytes)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from gpuhost_exporter.ledger.accounts import LOSSES
 from gpuhost_exporter.ledger.hours import HOUR, Bucket
 
+_LEAST_SECONDS = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Spent:
@@ -25,8 +27,8 @@ class Spent:
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """The accounts that lost time, most first."""
-        lost = [account for account in LOSSES if self.seconds.get(account)]
+        """The accounts that lost a second and more, most first."""
+        lost = [account for account in LOSSES if self.seconds.get(account, 0.0) >= _LEAST_SECONDS]
         return tuple(sorted(lost, key=lambda account: -self.seconds[account]))
 
     @property

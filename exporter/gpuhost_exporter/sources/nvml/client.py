@@ -174,6 +174,10 @@ class NvmlClient:
             self._stop("released")
             self._set("released", f"released for {seconds:.0f} s by request")
 
+    def released_until(self) -> float | None:
+        """When, in seconds of the clock, a release ends by itself; None where none is under way."""
+        return self._released_until if self._state == "released" else None
+
     def resume(self) -> None:
         self._released_until = None
         self._retry = None

@@ -1,0 +1,43 @@
+"""The ledger's accounts and phases: their colours and words, the same on every page."""
+
+from kit.names import Scope
+from kit.panels import ACT
+
+# Work is green and blue, what costs time warm, what nobody uses grey; red is broken.
+ACCOUNTS = {
+    "compute": "green",
+    "busy": "dark-green",
+    "communication": "blue",
+    "waiting": "dark-purple",
+    "checkpoint": "yellow",
+    "data": "orange",
+    "host": "#8d6e4f",
+    "held_idle": "super-light-purple",
+    "startup": "super-light-blue",
+    "restore": "light-blue",
+    "throttled": "dark-yellow",
+    "unallocated": "#8e8e8e",
+    "unknown": "#5a5a5a",
+    "lost": "red",
+}
+WORK = "compute|busy|communication"
+
+PHASE_NAMES = (
+    ("computing", "compute", "green"),
+    ("communicating", "exchange", "blue"),
+    ("waiting", "wait", "dark-purple"),
+    ("checkpointing", "save", "yellow"),
+    ("idle", "idle", "super-light-purple"),
+    ("unallocated", "free", "#8e8e8e"),
+    ("lost", "lost", ACT),
+    ("unknown", "unknown", "#5a5a5a"),
+)
+PHASES = {str(number): (text, colour) for number, (_, text, colour) in enumerate(PHASE_NAMES, 1)}
+
+
+def phase_of(scope: Scope, by: str = "gpu", only: str = "") -> str:
+    """A number for each GPU's phase, which PHASES puts in words; `only` narrows the GPUs."""
+    numbered = []
+    for number, (phase, _, _) in enumerate(PHASE_NAMES, 1):
+        numbered.append(f"{number} * ({scope('gpuhost_gpu_phase', phase=phase)} == 1)")
+    return f"max by ({by}) (({' or '.join(numbered)}){only})"

@@ -1,0 +1,320 @@
+"""Host: one screen of every target against actual, then the GPUs in detail."""
+
+from kit.board import HOST, Board, Section
+from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, bars, below, listing, states, timeline
+
+from boards.accounts import PHASES, phase_of
+from boards.alerts import firing
+from boards.storage import DELIVERED
+
+H = HOST
+_NO_HOST = "This host has not been scraped in this time"
+_NO_GPU = "No GPU on this host, or the driver cannot be read: see Exporter"
+_GOOD_BAND = (
+    f"on (cluster, job, instance, device, direction) {H('gpuhost_storage_target_bytes_per_second', band='good')}"
+)
+
+BOARD = Board(
+    uid="gpuhost-host",
+    title="gpuhost / Host",
+    description="One host: what it delivers of what it should, and each of its GPUs.",
+    checkpoints=True,
+    sections=(
+        Section(
+            (
+                answer(
+                    "Needs someone now",
+                    f"count({H('ALERTS', alertstate='firing', severity='page')})"
+                    f" or 0 * max({H('gpuhost_exporter_build_info')})",
+                    why="Alerts that page, firing on this host. Good is 0; the table beside says which.",
+                    steps=((None, PLAIN), (0, GOOD), (1, ACT)),
+                    empty=_NO_HOST,
+                    width=4,
+                ),
+                answer(
+                    "GPUs that answer",
+                    f"sum({H('gpuhost_gpu_up')}) / max({H('gpuhost_gpus_expected')})",
+                    why="Of the GPUs that this host should have. Good is 100 %.",
+                    unit="percentunit",
+                    decimals=0,
+                    steps=below(1),
+                    empty=_NO_GPU,
+                    width=4,
+                ),
+                answer(
+                    "Kept busy",
+                    H("host:gpuhost_utilization_in_use:avg5m"),
+                    why="Share of the last 5 minutes with work on the GPUs that a process holds. On metal a well-run "
+                    "training job holds 90 to 97 %. A hung collective is busy too: look at tensor activity.",
+                    unit="percentunit",
+                    decimals=0,
+                    empty="No process holds a GPU",
+                    width=4,
+                ),
+                answer(
+                    "Costs an hour",
+                    f"sum({H('gpuhost_price_dollars_per_gpu_hour')})",
+                    why="Price of all GPUs of this host for an hour, whether they work or not.",
+                    unit="currencyUSD",
+                    decimals=2,
+                    empty="Needs the ledger: --collector.ledger",
+                    width=4,
+                ),
+                answer(
+                    "Of it lost",
+                    f"sum({H('host:gpuhost_cost_dollars_per_hour:rate5m', account='!~compute|busy|communication')})",
+                    why="Dollars an hour that go to anything but computing and communicating, over 5 minutes. GPU "
+                    "time says to what.",
+                    unit="currencyUSD",
+                    decimals=2,
+                    empty="Needs the ledger: --collector.ledger",
+                    width=4,
+                ),
+                answer(
+                    "At risk",
+                    H("host:gpuhost_at_risk_dollars:sum"),
+                    why="What the GPUs in use have cost since the last checkpoint began: lost if the job dies now.",
+                    unit="currencyUSD",
+                    decimals=2,
+                    empty="No checkpoint seen yet",
+                    width=4,
+                ),
+            ),
+            height=4,
+        ),
+        Section(
+            (
+                bars(
+                    "Target against actual",
+                    (
+                        Line(H("host:gpuhost_nvlink_usable:min_ratio"), "NVLink usable"),
+                        Line(
+                            f"min({H('gpuhost_gpu_power_limit_watts')} / {H('gpuhost_target_power_watts')})",
+                            "Power allowed",
+                        ),
+                        Line(
+                            f"min({H('gpuhost_gpu_pcie_width_lanes')} / on (cluster, job, instance, gpu, uuid)"
+                            f" {H('gpuhost_gpu_pcie_width_max_lanes', part='link')})",
+                            "GPU PCIe lanes",
+                        ),
+                        Line(
+                            f"min({H(DELIVERED, direction='write')} / {_GOOD_BAND})",
+                            "Storage, written",
+                        ),
+                        Line(
+                            f"min({H(DELIVERED, direction='read')} / {_GOOD_BAND})",
+                            "Storage, read",
+                        ),
+                        Line(
+                            f"min({H('gpuhost_rdma_port_rate_bytes_per_second')} / on (cluster, job, instance)"
+                            f" group_left () {H('gpuhost_target_roce_port_bytes_per_second')})",
+                            "RDMA port rate",
+                        ),
+                        Line(
+                            f"{H('host:gpuhost_utilization_in_use:avg5m')} / on (cluster, job, instance)"
+                            f" {H('gpuhost_expected_utilization_ratio', bound='low')}",
+                            "Kept busy",
+                        ),
+                    ),
+                    why="The worst of each kind as a share of its target: 100 % is good, more is better. Storage is "
+                    "judged only while it was asked for more than it gives, in the last hour; kept busy only while "
+                    "processes hold GPUs, against the lower end of what this platform should reach.",
+                    most=1.2,
+                    steps=((None, PLAIN), (0, ACT), (0.9, WATCH), (0.995, GOOD)),
+                    decimals=0,
+                    empty=_NO_HOST,
+                    width=9,
+                ),
+                firing(H, ("GPU", "gpu"), ("Device", "device"), width=15),
+            ),
+            height=9,
+        ),
+        Section(
+            (
+                listing(
+                    "GPUs",
+                    (
+                        Column("GPU", label="gpu", width=55),
+                        Column(
+                            "Answers",
+                            f"max by (gpu) ({H('gpuhost_gpu_up')})",
+                            states={"1": ("yes", GOOD), "0": ("no", ACT)},
+                            width=80,
+                        ),
+                        Column("Doing", phase_of(H), states=PHASES, width=120),
+                        Column(
+                            "Busy",
+                            f"max by (gpu) ({H('gpuhost_gpu_utilization_ratio')})",
+                            unit="percentunit",
+                            decimals=0,
+                            bar=(0, 1),
+                        ),
+                        Column(
+                            "Tensor active",
+                            f"max by (gpu) ({H('gpuhost_gpu_tensor_active_ratio')})",
+                            unit="percentunit",
+                            decimals=0,
+                            bar=(0, 1),
+                        ),
+                        Column(
+                            "Memory bandwidth",
+                            f"max by (gpu) ({H('gpuhost_gpu_memory_bandwidth_ratio')})",
+                            unit="percentunit",
+                            decimals=0,
+                            bar=(0, 1),
+                        ),
+                        Column(
+                            "Memory used",
+                            f"max by (gpu) ({H('gpuhost_gpu_memory_used_bytes')}"
+                            f" / {H('gpuhost_gpu_memory_total_bytes')})",
+                            unit="percentunit",
+                            decimals=0,
+                        ),
+                        Column(
+                            "NVLink usable",
+                            f"max by (gpu) ({H('gpu:gpuhost_nvlink_usable:ratio')})",
+                            unit="percentunit",
+                            decimals=1,
+                            steps=below(0.999),
+                        ),
+                        Column("Power", f"max by (gpu) ({H('gpuhost_gpu_power_watts')})", unit="watt", decimals=0),
+                        Column(
+                            "Until it slows",
+                            f"max by (gpu) ({H('gpuhost_gpu_temperature_margin_celsius')})",
+                            unit="celsius",
+                            decimals=0,
+                            steps=((None, PLAIN), (-100, ACT), (1, WATCH), (5, PLAIN)),
+                        ),
+                        Column(
+                            "Uncorrected ECC",
+                            f"sum by (gpu) ({H('gpuhost_gpu_ecc_errors_total', type='uncorrected')})",
+                            decimals=0,
+                            steps=((None, PLAIN), (1, ACT)),
+                        ),
+                        Column(
+                            "Critical XIDs in 24 h",
+                            f"sum by (gpu) (increase({H('gpuhost_xid_events_total', severity='critical')}[24h]))",
+                            decimals=0,
+                            steps=((None, PLAIN), (1, ACT)),
+                        ),
+                    ),
+                    why="Every GPU now. Within one job all rows should look alike; the one that does not is where to "
+                    "look. Until it slows: degrees of temperature left.",
+                    sort="GPU",
+                    descending=False,
+                    empty=_NO_GPU,
+                ),
+            ),
+            height=10,
+        ),
+        Section(
+            (
+                states(
+                    "What each GPU does",
+                    Line(phase_of(H), "GPU {{gpu}}"),
+                    why="A first look at each GPU, by the ledger. Good training is computing with short checkpoints; "
+                    "one GPU that computes while the others wait holds the job up.",
+                    shown=PHASES,
+                    empty="Needs the ledger: --collector.ledger",
+                    width=12,
+                ),
+                timeline(
+                    "Busy",
+                    (
+                        Line(f"max by (gpu) ({H('gpuhost_gpu_utilization_ratio')})", "GPU {{gpu}}"),
+                        Line(
+                            f"max by (bound) ({H('gpuhost_expected_utilization_ratio', bound='low')})",
+                            "expected",
+                            dashed=True,
+                        ),
+                    ),
+                    why="Share of time with work on the GPU. Good training lies above the dashed line, which is "
+                    "90 % on metal and 65 % on virtual machines.",
+                    unit="percentunit",
+                    most=1,
+                    empty=_NO_GPU,
+                    width=12,
+                ),
+            ),
+            title="GPUs over time",
+        ),
+        Section(
+            (
+                timeline(
+                    "Tensor cores",
+                    (Line(f"max by (gpu) ({H('gpuhost_gpu_tensor_active_ratio')})", "GPU {{gpu}}"),),
+                    why="Share of the tensor cores' issue capacity in use. Good training of large models shows 35 to "
+                    "55 %; near 0 at full utilization is a hung collective.",
+                    unit="percentunit",
+                    empty="Needs GPM: Hopper and later, and profiling not kept to administrators",
+                ),
+                timeline(
+                    "Memory bandwidth",
+                    (
+                        Line(
+                            f"max by (gpu) ({H('gpuhost_gpu_memory_bandwidth_bytes_per_second')})",
+                            "GPU {{gpu}}",
+                        ),
+                        Line(
+                            f"max({H('gpuhost_target_memory_bandwidth_bytes_per_second')})",
+                            "product",
+                            dashed=True,
+                        ),
+                    ),
+                    why="Bytes a second to and from GPU memory. Near the dashed line memory is the bottleneck.",
+                    unit="Bps",
+                    empty="Needs GPM: Hopper and later, and profiling not kept to administrators",
+                ),
+                timeline(
+                    "Power",
+                    (
+                        Line(f"max by (gpu) ({H('gpuhost_gpu_power_watts')})", "GPU {{gpu}}"),
+                        Line(f"max({H('gpuhost_target_power_watts')})", "product", dashed=True),
+                    ),
+                    why="Watts drawn. Good training lies near the dashed line; an H100 near 150 W at full "
+                    "utilization waits instead of computing.",
+                    unit="watt",
+                    empty=_NO_GPU,
+                ),
+            ),
+            height=7,
+        ),
+        Section(
+            (
+                timeline(
+                    "Degrees until it slows down",
+                    (Line(f"max by (gpu) ({H('gpuhost_gpu_temperature_margin_celsius')})", "GPU {{gpu}}"),),
+                    why="What is left of temperature before the GPU lowers its clocks. Good is well above 0.",
+                    unit="celsius",
+                    empty=_NO_GPU,
+                ),
+                timeline(
+                    "Clocks held down",
+                    (
+                        Line(
+                            f"sum by (reason) (rate({H('gpuhost_gpu_throttled_seconds_total')}[$__rate_interval])) > 0",
+                            "{{reason}}",
+                        ),
+                    ),
+                    why="GPUs whose clocks are held down, by reason: 8 is all of eight, all of the time. power at "
+                    "full load is normal; thermal, board_limit and reliability are not.",
+                    empty="No clock was held down in this time: good",
+                ),
+                timeline(
+                    "Tasks waiting",
+                    (
+                        Line(
+                            f"rate({H('gpuhost_pressure_stalled_seconds_total', kind='some')}[$__rate_interval])",
+                            "for {{resource}}",
+                        ),
+                    ),
+                    why="Share of time in which at least one task waited for the processor, memory or I/O. Good is "
+                    "near 0; io rises in a checkpoint.",
+                    unit="percentunit",
+                    empty="The kernel has no pressure information (PSI)",
+                ),
+            ),
+            height=7,
+        ),
+    ),
+)

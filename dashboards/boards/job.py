@@ -1,0 +1,273 @@
+"""Job: one job across its hosts. Who holds it up, what it costs, what is lost if it dies now."""
+
+from kit.board import FLEET, TO_HOST, Board, Section, Variable
+from kit.panels import GOOD, WATCH, Column, Line, answer, listing, matrix, timeline
+
+from boards.accounts import ACCOUNTS, PHASE_NAMES, PHASES, WORK, phase_of
+from boards.culprits import culprits
+
+F = FLEET
+_GPU = "on (cluster, job, instance, gpu, uuid)"
+_INFO = F("gpuhost_gpu_job_info", exported_job="$work")
+_ONLY = f" and {_GPU} {_INFO}"
+_NONE = "The job holds no GPU in this time, or the hosts run without the ledger"
+_TIME = "job:gpuhost_time:ratio_rate5m"
+_COST = "job:gpuhost_cost_dollars_per_hour:sum_rate5m"
+_HOSTS = f"on (cluster, job, instance) count by (cluster, job, instance) ({_INFO})"
+
+BOARD = Board(
+    uid="gpuhost-job",
+    title="gpuhost / Job",
+    description="One job across its hosts: phase of each GPU, who waits least, cost so far, dollars at risk.",
+    of_one_host=False,
+    checkpoints=True,
+    variables=(
+        Variable(
+            "work",
+            "Job",
+            F("gpuhost_gpu_job_info"),
+            "exported_job",
+            "Scheduler and id, as gpuhost_gpu_job_info tells it (label job, which Prometheus calls exported_job).",
+        ),
+    ),
+    sections=(
+        Section(
+            (
+                answer(
+                    "GPUs",
+                    f"count({_INFO})",
+                    why="GPUs that the job holds now, over all hosts. Good is as many as it was given.",
+                    empty=_NONE,
+                    width=3,
+                ),
+                answer(
+                    "Hosts",
+                    f"count(count by (instance) ({_INFO}))",
+                    why="Hosts that the job runs on. Good is as many as it was given.",
+                    empty=_NONE,
+                    width=3,
+                ),
+                answer(
+                    "Spent working",
+                    f"sum(avg by (account) ({F(_TIME, exported_job='$work', account=f'~{WORK}')}))",
+                    why="Share of its GPUs' time that went to computing and communicating, over 5 minutes. Good "
+                    "training is above 90 % on metal.",
+                    unit="percentunit",
+                    decimals=1,
+                    empty=_NONE,
+                    width=4,
+                ),
+                answer(
+                    "Costs an hour",
+                    f"sum({F(_COST, exported_job='$work')})",
+                    why="Price of the GPUs that it holds.",
+                    unit="currencyUSD",
+                    decimals=2,
+                    empty=_NONE,
+                    width=4,
+                ),
+                answer(
+                    "Cost in this time",
+                    f"sum(sum_over_time({F(_COST, exported_job='$work')}[$__range:1m])) / 60",
+                    why="Price of the GPUs it held, minute by minute, over the time at the top of the page.",
+                    unit="currencyUSD",
+                    decimals=2,
+                    empty=_NONE,
+                    width=5,
+                ),
+                answer(
+                    "At risk",
+                    f"sum({F('job:gpuhost_at_risk_dollars:sum', exported_job='$work')})",
+                    why="What its GPUs have cost since the last checkpoint: lost if the job dies now.",
+                    unit="currencyUSD",
+                    decimals=2,
+                    empty="No checkpoint seen yet",
+                    width=5,
+                ),
+            ),
+            height=4,
+        ),
+        Section(
+            (
+                matrix(
+                    "What each GPU does now",
+                    phase_of(F, "instance, gpu", _ONLY),
+                    row="instance",
+                    column="gpu",
+                    corner="Host",
+                    shown=PHASES,
+                    why="A first look at each GPU, a row for each host. Good is all of one colour; one that computes "
+                    "while the others wait holds the job up.",
+                    empty=_NONE,
+                    width=12,
+                    column_width=68,
+                    corner_width=120,
+                ),
+                timeline(
+                    "GPUs by what they do",
+                    tuple(
+                        Line(
+                            f"sum({F('gpuhost_gpu_phase', phase=phase)}{_ONLY}) > 0",
+                            shown,
+                            colour=colour,
+                        )
+                        for phase, shown, colour in PHASE_NAMES
+                    ),
+                    why="How many of the job's GPUs did what. Good training is green to the top with short, narrow "
+                    "checkpoints.",
+                    stacked=True,
+                    decimals=0,
+                    empty=_NONE,
+                    width=12,
+                ),
+            ),
+            height=11,
+        ),
+        Section(
+            (
+                listing(
+                    "Who waits least",
+                    (
+                        Column("Host", label="instance", link=TO_HOST, width=140),
+                        Column("GPU", label="gpu", width=60),
+                        Column(
+                            "Against mean",
+                            f"max by (instance, gpu) ({F('gpu:gpuhost_busy_sm:ratio_job_avg', exported_job='$work')})",
+                            unit="percentunit",
+                            decimals=1,
+                        ),
+                        Column(
+                            "SM activity",
+                            f"topk(16, max by (instance, gpu) ({F('gpuhost_gpu_busy_sm_ratio')}{_ONLY}))",
+                            unit="percentunit",
+                            decimals=1,
+                            bar=(0, 1),
+                        ),
+                        Column(
+                            "Clock",
+                            f"max by (instance, gpu) ({F('gpuhost_gpu_sm_clock_hertz')}{_ONLY})",
+                            unit="hertz",
+                        ),
+                        Column(
+                            "NVLink usable",
+                            f"min by (instance, gpu) ({F('gpu:gpuhost_nvlink_usable:ratio')}{_ONLY})",
+                            unit="percentunit",
+                            decimals=1,
+                        ),
+                        Column(
+                            "Until it slows",
+                            f"min by (instance, gpu) ({F('gpuhost_gpu_temperature_margin_celsius')}{_ONLY})",
+                            unit="celsius",
+                            decimals=0,
+                        ),
+                    ),
+                    why="SM activity while the GPU computes, and against the job's mean. In a synchronous job the GPU "
+                    "that is busiest waits least: its siblings wait for it. Good is little between first and last. "
+                    "Stages of unequal size in a pipeline show the same.",
+                    sort="SM activity",
+                    empty="Needs GPM: Hopper and later, and profiling not kept to administrators",
+                    width=14,
+                ),
+                culprits(F, "instance, gpu", width=10, only=_ONLY),
+            ),
+            height=9,
+        ),
+        Section(
+            (
+                timeline(
+                    "Where its time goes",
+                    tuple(
+                        Line(
+                            f"avg by (account) ({F(_TIME, exported_job='$work', account=accounts)}) > 0",
+                            "{{account}}",
+                        )
+                        for accounts in (f"~{WORK}", f"!~{WORK}")
+                    ),
+                    why="Shares of its GPUs' time, averaged over 5 minutes. Good is green to the top.",
+                    unit="percentunit",
+                    most=1,
+                    stacked=True,
+                    colours=ACCOUNTS,
+                    table_legend=True,
+                    decimals=1,
+                    empty=_NONE,
+                    width=12,
+                ),
+                timeline(
+                    "What it loses",
+                    (
+                        Line(
+                            f"sum by (account) ({F(_COST, exported_job='$work', account=f'!~{WORK}')}) > 0",
+                            "{{account}}",
+                        ),
+                    ),
+                    why="Dollars an hour that go to anything but computing and communicating.",
+                    unit="currencyUSD",
+                    stacked=True,
+                    colours=ACCOUNTS,
+                    table_legend=True,
+                    decimals=2,
+                    empty="Nothing was lost in this time: good",
+                    width=12,
+                ),
+            ),
+        ),
+        Section(
+            (
+                timeline(
+                    "Busy, by host",
+                    (
+                        Line(
+                            f"min by (instance) ({F('gpuhost_gpu_utilization_ratio')}{_ONLY})",
+                            "{{instance}}",
+                        ),
+                    ),
+                    why="The least busy of the job's GPUs on each host. Good is all hosts alike.",
+                    unit="percentunit",
+                    most=1,
+                    empty=_NONE,
+                    width=8,
+                ),
+                timeline(
+                    "Lost to checkpoints, by host",
+                    (
+                        Line(
+                            f"max by (instance) ({F('host:gpuhost_checkpoint_share:ratio_increase1h')} and {_HOSTS})",
+                            "{{instance}}",
+                        ),
+                        Line(
+                            f"max({F('gpuhost_target_checkpoint_share_ratio')} and {_HOSTS})",
+                            "10 minutes of every hour",
+                            dashed=True,
+                            colour=WATCH,
+                        ),
+                    ),
+                    why="Share of the last hour that GPUs stood for checkpoints. Good is far below the dashed line.",
+                    unit="percentunit",
+                    empty="No checkpoint seen yet",
+                    width=8,
+                ),
+                timeline(
+                    "Speed of checkpoints, by host",
+                    (
+                        Line(
+                            f"max by (instance, mode) ({F('gpuhost_checkpoint_last_bytes_per_second')} and {_HOSTS})",
+                            "{{instance}} ({{mode}})",
+                        ),
+                        Line(
+                            f"max({F('gpuhost_target_storage_bytes_per_second', band='good')} and {_HOSTS})",
+                            "good",
+                            dashed=True,
+                            colour=GOOD,
+                        ),
+                    ),
+                    why="Bytes by duration of each host's last checkpoint. The slowest host is what the job waits for.",
+                    unit="Bps",
+                    empty="No checkpoint seen yet",
+                    width=8,
+                ),
+            ),
+            title="Its hosts side by side",
+        ),
+    ),
+)

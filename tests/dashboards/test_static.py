@@ -1,0 +1,153 @@
+"""What can be told of the dashboards without a Prometheus: names, labels, layout, words."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from support.boards import boards, filled_in, known, panels, queries
+from support.promql import labels_of, names_in, walk
+from support.rules import alerts
+
+from gpuhost_exporter.catalogue import specs
+
+BOARDS = dict(boards())
+QUERIES = tuple(queries())
+_LEGEND = re.compile(r"{{\s*(\w+)\s*}}")
+_COUNTERS = ("rate", "irate", "increase", "resets")
+# Where red stands for nothing to act on: the words and colours of states that are all named.
+ACT = "red"
+
+
+@pytest.fixture(params=sorted(BOARDS), ids=str)
+def board(request):
+    return BOARDS[request.param]
+
+
+def test_there_are_nine():
+    assert sorted(board["uid"] for board in BOARDS.values()) == [
+        "gpuhost-exporter", "gpuhost-fabric", "gpuhost-fleet", "gpuhost-host", "gpuhost-job", "gpuhost-metal",
+        "gpuhost-nvlink", "gpuhost-storage", "gpuhost-time",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=str)
+def test_a_query_names_what_there_is_and_its_legend_a_label_that_is_left(query):
+    found = labels_of(filled_in(query.expression), known)
+    labels = found.labels if found else frozenset()
+    assert set(_LEGEND.findall(query.legend)) <= labels, f"{query.legend} of {sorted(labels)}"
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=str)
+def test_rates_are_of_counters_and_counters_only_in_rates(query):
+    import promql_parser as tree
+
+    catalogue = specs()
+    rated: set[str] = set()
+
+    def see(node):
+        if isinstance(node, tree.Call) and node.func.name in _COUNTERS:
+            rated.update(names_in(str(node.args[0])))
+
+    text = filled_in(query.expression)
+    walk(text, see)
+    for name in rated:
+        spec = catalogue.get(name) or catalogue[name.rpartition("_")[0]]
+        assert spec.kind in ("counter", "histogram"), f"{name} is a {spec.kind}"
+    as_they_are = {name for name in names_in(text) if name.endswith("_total")} - rated
+    # Totals over a device's life are of interest as such.
+    assert as_they_are <= {"gpuhost_gpu_ecc_errors_total", "gpuhost_nvme_media_errors_total"}
+
+
+def test_no_two_panels_overlap_and_none_is_wider_than_the_page(board):
+    taken = {}
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24, panel["title"]
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert (x, y) not in taken, f"{panel['title']} lies on {taken[x, y]}"
+                taken[x, y] = panel["title"]
+
+
+def test_rows_of_panels_fill_the_page(board):
+    rows = {}
+    for panel in panels(board):
+        rows.setdefault(panel["gridPos"]["y"], []).append(panel["gridPos"]["w"])
+    assert {sum(widths) for widths in rows.values()} == {24}
+
+
+def test_panel_ids_and_titles_are_each_once(board):
+    for key in ("id", "title"):
+        found = [panel[key] for panel in board["panels"]]
+        assert len(found) == len(set(found))
+
+
+def test_every_panel_says_what_good_is_what_its_unit_is_and_why_it_may_be_empty(board):
+    for panel in panels(board):
+        if panel["type"] == "text":
+            continue
+        defaults = panel["fieldConfig"]["defaults"]
+        assert len(panel["description"]) > 30, panel["title"]
+        assert panel["description"].endswith("."), panel["title"]
+        assert defaults["unit"], panel["title"]
+        assert defaults["noValue"] not in ("", "No data"), panel["title"]
+
+
+def test_nothing_is_red_below_everything(board):
+    """A figure that is not known has the colour of the lowest step: it must not call for anyone."""
+    for panel in panels(board):
+        steps = panel.get("fieldConfig", {}).get("defaults", {}).get("thresholds", {}).get("steps", [])
+        if steps:
+            assert steps[0]["color"] != ACT, panel["title"]
+
+
+def test_the_time_and_the_variables_go_along_to_every_other_page(board):
+    (link,) = board["links"]
+    assert (link["type"], link["tags"], link["keepTime"], link["includeVars"]) == (
+        "dashboards",
+        ["gpuhost"],
+        True,
+        True,
+    )
+    assert board["tags"] == ["gpuhost"]
+
+
+def test_the_data_source_is_a_variable_everywhere(board):
+    first = board["templating"]["list"][0]
+    assert (first["name"], first["type"], first["query"]) == ("datasource", "datasource", "prometheus")
+    for panel in panels(board):
+        for target in panel.get("targets", ()):
+            assert target["datasource"]["uid"] == "${datasource}", panel["title"]
+    for variable in board["templating"]["list"][1:]:
+        assert variable["datasource"]["uid"] == "${datasource}"
+
+
+def test_every_variable_in_a_query_is_one_of_the_board_or_of_grafana():
+    for name, board in BOARDS.items():
+        own = {variable["name"] for variable in board["templating"]["list"]}
+        for query in QUERIES:
+            if query.board == name:
+                used = set(re.findall(r"\$\{?([a-z]\w*)", query.expression))
+                assert used <= own, f"{query}: {used - own}"
+
+
+def test_gpus_go_by_their_number_and_never_by_uuid(board):
+    for panel in panels(board):
+        for target in panel.get("targets", ()):
+            assert "{{uuid}}" not in target.get("legendFormat", ""), panel["title"]
+            if target.get("format") == "table":
+                assert not re.search(r"by \([^)]*uuid", target["expr"]), panel["title"]
+
+
+def test_alerts_are_drawn_into_every_page_and_checkpoints_where_they_matter():
+    for name, board in BOARDS.items():
+        drawn = [annotation["name"] for annotation in board["annotations"]["list"]]
+        assert drawn[0] == "Alerts", name
+        assert ("Checkpoints" in drawn) == (name in ("gpu-time", "host", "job", "storage")), name
+
+
+def test_the_alerts_link_to_pages_that_are_here():
+    uids = {board["uid"] for board in BOARDS.values()}
+    linked = {re.search(r"/d/([\w-]+)", rule.body["annotations"]["dashboard_url"]).group(1) for rule in alerts()}
+    assert linked <= uids
