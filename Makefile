@@ -44,7 +44,7 @@ test-hardware: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(VENV)/bin/python tests/bench/bench.py
 	PYTHONPATH=tests:tests/unit $(VENV)/bin/python tests/bench/storage.py
-	PYTHONPATH=tests $(VENV)/bin/python tests/bench/fleet_page.py
+	PYTHONPATH=tests $(VENV)/bin/python tests/bench/fleet.py
 	PYTHONPATH=tests $(VENV)/bin/python tests/bench/ledger.py
 
 metrics: $(VENV)/.run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-NOTHING = "\N{EN DASH}"
+NOTHING = "\u2013"
 
 
 def percent(ratio: float | None) -> str:

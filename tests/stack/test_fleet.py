@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from stack import rig
+from support.fleet import SERIAL, Fleet, missing
 
 HOSTS = 20
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -11,10 +11,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
-    if why := rig.missing():
+    if why := missing():
         pytest.skip(f"the fleet is NOT tried: {why}")
-    with rig.Fleet(tmp_path_factory.mktemp("fleet"), HOSTS, seconds=2) as running:
-        running.wait_for(lambda: len(running.stored(rig.SERIAL)) == HOSTS, 90)
+    with Fleet(tmp_path_factory.mktemp("fleet"), HOSTS, seconds=2) as running:
+        running.wait_for(lambda: len(running.stored(SERIAL)) == HOSTS, 90)
         yield running
 
 
@@ -34,8 +34,8 @@ def test_an_outage_of_the_store_loses_no_scrape(fleet):
     assert fleet.agent_says("prometheus_remote_storage_samples_pending") > 0
     fleet.store.start()
     until = max(fleet.replay.served.values())
-    fleet.wait_for(lambda: min((max(each) for each in fleet.stored(rig.SERIAL).values()), default=0) >= until, 120)
-    for name, values in fleet.stored(rig.SERIAL).items():
+    fleet.wait_for(lambda: min((max(each) for each in fleet.stored(SERIAL).values()), default=0) >= until, 120)
+    for name, values in fleet.stored(SERIAL).items():
         serials = sorted(int(value) for value in values)
         first = serials[0]
         assert serials == list(range(first, first + len(serials))), name
@@ -46,4 +46,4 @@ def test_an_outage_of_the_store_loses_no_scrape(fleet):
 
 def test_a_host_that_was_added_to_discovery_is_scraped(fleet):
     fleet.replay.names.append("gpu-new")
-    fleet.wait_for(lambda: "gpu-new" in fleet.stored(rig.SERIAL), 60)
+    fleet.wait_for(lambda: "gpu-new" in fleet.stored(SERIAL), 60)

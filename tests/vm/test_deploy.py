@@ -105,6 +105,16 @@ def test_it_serves_as_its_own_user_and_only_readers_hold_capabilities(host):
     assert holding == [{"CAP_SYSLOG", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"}]
 
 
+def test_who_answers_http_sees_whose_a_process_is_and_nothing_in_it(host):
+    """As gpuhost_gpu_users needs it: in the service's own view of /proc, without its readers' capabilities."""
+    seen = f"nsenter --target {show(host, 'MainPID')} --mount setpriv --reuid={UNIT} --regid={UNIT} --clear-groups"
+    assert host.run(f"{seen} stat --format=%U /proc/1").strip() == "root"
+    for file in ("comm", "cmdline", "status", "environ"):
+        with pytest.raises(GuestError, match=r"Operation not permitted|Permission denied"):
+            host.run(f"{seen} cat /proc/1/{file}")
+    host.run(f"{seen} cat /proc/self/comm")
+
+
 def test_the_sandbox_costs_no_collector_and_no_metric(host, as_root):
     series = host.wait_until(lambda series: kinds(as_root) <= kinds(series), 60)
     assert collectors(series) == collectors(as_root)

@@ -140,7 +140,9 @@ class Program:
 
 
 class Fleet:
-    def __init__(self, folder: Path, hosts: int, seconds: int) -> None:
+    """`rules`: a pattern of files; Prometheus then is no agent, but evaluates them on what it scrapes."""
+
+    def __init__(self, folder: Path, hosts: int, seconds: int, rules: str = "") -> None:
         self.replay = Replay(hosts)
         self.folder = folder
         store_port, agent_port = _free_port(), _free_port()
@@ -158,12 +160,18 @@ class Fleet:
         job["http_sd_configs"] = [{"url": f"http://{self.replay.address}/targets", "refresh_interval": "5s"}]
         (write,) = configuration["remote_write"]
         write["url"] = f"http://127.0.0.1:{store_port}{urllib.parse.urlsplit(write['url']).path}"
+        mode = ["--enable-feature=agent", f"--storage.agent.path={folder / 'agent'}"]
+        if rules:
+            configuration["rule_files"] = [rules]
+            configuration["global"]["evaluation_interval"] = f"{seconds}s"
+            del configuration["global"]["external_labels"]
+            mode = [f"--storage.tsdb.path={folder / 'agent'}"]
         (folder / "agent.yml").write_text(yaml.safe_dump(configuration))
         self.agent = Program(
             folder / "agent.log",
             [
-                *("prometheus", "--enable-feature=agent", f"--config.file={folder / 'agent.yml'}"),
-                *(f"--storage.agent.path={folder / 'agent'}", f"--web.listen-address=127.0.0.1:{agent_port}"),
+                *("prometheus", *mode, f"--config.file={folder / 'agent.yml'}"),
+                f"--web.listen-address=127.0.0.1:{agent_port}",
             ],
             agent_port,
             "/-/ready",
