@@ -21,7 +21,7 @@ test: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check exporter tests alerts dashboards deploy
 	$(VENV)/bin/ruff check exporter tests alerts dashboards deploy
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n 4 -m "not slow and not gpu and not vm and not alone"
+	$(VENV)/bin/pytest -n 4 --dist worksteal -m "not slow and not gpu and not vm and not alone"
 	$(VENV)/bin/pytest -m "alone and not slow and not gpu and not vm"
 
 # The long tier: everything above, the slow tests, a machine with real drivers, and the benchmark.

@@ -81,7 +81,7 @@ GPUS = [f"GPU {index}" for index in range(8)]
         (
             "fabric-broken",
             {(check, gpu): "fail" for check in ("NVLink", "NVLink fabric") for gpu in GPUS}
-            | {("NVLink fabric", "NVSwitch"): "fail"},
+            | {("NVLink fabric", "NVSwitch"): "fail", ("NVLink fabric", "Fabric manager"): "warn"},
         ),
         ("gpu-lost", {("GPUs", "GPU 3"): "fail", ("XIDs", "GPU unknown"): "fail"}),
         ("gpu-reset", {("GPUs", "GPU 3"): "fail", ("XIDs", "GPU unknown"): "fail"}),
