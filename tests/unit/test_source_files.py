@@ -7,6 +7,7 @@ import os
 import pytest
 
 from gpuhost_exporter.errors import Malformed
+from gpuhost_exporter.sources import files
 from gpuhost_exporter.sources.files import LIMIT, read_number, read_text
 
 
@@ -45,3 +46,9 @@ def test_a_file_without_end_is_refused(tmp_path):
         read_text(str(tmp_path / "endless"))
     with pytest.raises(Malformed, match="expected a number"):
         read_number(str(tmp_path / "endless"))
+
+
+@pytest.mark.parametrize("read", [files.read_text, files.read_start, files.read_count, files.names])
+def test_a_path_that_garbage_was_put_into_is_malformed(read, tmp_path):
+    with pytest.raises(Malformed, match="no path"):
+        read(f"{tmp_path}/a\0b")

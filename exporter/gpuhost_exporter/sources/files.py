@@ -50,10 +50,16 @@ class Root:
         return cls(f"{folder}/proc", f"{folder}/sys", f"{folder}/dev", folder)
 
 
+def _opened(path: str) -> int:
+    if "\0" in path:  # a file named this one, and said garbage
+        raise Malformed(f"{path!r}: no path")
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
 def read_text(path: str) -> str:
     """The file's text without surrounding white space, at most LIMIT bytes."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = _opened(path)
         try:
             text = b""
             # A seq_file hands out whole records, a page at most: less than a page is no end.
@@ -76,7 +82,7 @@ def read_start(path: str) -> str:
 def read_block(path: str, offset: int = 0, size: int = 4096) -> bytes:
     """What the file hands out at once from there."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = _opened(path)
         try:
             return os.pread(descriptor, size, offset)
         finally:
@@ -126,6 +132,8 @@ def names(path: str) -> tuple[str, ...]:
         return tuple(sorted(os.listdir(path)))
     except OSError as error:
         raise source_error(path, error) from error
+    except ValueError as error:
+        raise Malformed(f"{path!r}: no path") from error
 
 
 def optional_count(path: str) -> int | None:
@@ -156,7 +164,7 @@ def followed(folder: str, name: str) -> str:
     path = f"{folder}/{name}"
     try:
         return os.path.normpath(os.path.join(folder, os.readlink(path)))
-    except OSError:
+    except (OSError, ValueError):
         return path
 
 
