@@ -1,6 +1,6 @@
 """What the exporter costs on a simulated h100x8 host, beside its peers, in one run.
 
-    make bench [BENCH_SECONDS=30]
+    python tests/bench/bench.py [FLAG-OF-SERVE ...]      BENCH_SECONDS=30 in the environment
 
 Every exporter is asked in turn, a request each, so that the machine's mood is shared: compare the ratios. CPU is of
 all the exporter's processes but the simulator, which stands for the hardware; the simulated NVML itself runs within
@@ -160,6 +160,7 @@ def peers(folder: str) -> list[Peer]:
             "--simulate=h100x8:steady",
             f"--web.listen-address=127.0.0.1:{port}",
             f"--storage.path={folder}/state",
+            *sys.argv[1:],
         ],
         port,
     )
