@@ -1,7 +1,9 @@
 """The ledger's accounts and phases: their colours and words, the same on every page."""
 
+from collections.abc import Iterable
+
 from kit.names import Scope
-from kit.panels import ACT
+from kit.panels import ACT, Line, Placed, timeline
 
 # Work is green and blue, what costs time warm, what nobody uses grey; red is broken.
 ACCOUNTS = {
@@ -21,6 +23,7 @@ ACCOUNTS = {
     "lost": "red",
 }
 WORK = "compute|busy|communication"
+WORK_FIRST = (f"~{WORK}", f"!~{WORK}")  # matchers of `account`, from the bottom of a stack up
 
 PHASE_NAMES = (
     ("computing", "compute", "green"),
@@ -33,6 +36,25 @@ PHASE_NAMES = (
     ("unknown", "unknown", "#5a5a5a"),
 )
 PHASES = {str(number): (text, colour) for number, (_, text, colour) in enumerate(PHASE_NAMES, 1)}
+
+
+def accounts_over_time(
+    title: str, expressions: Iterable[str], *, why: str, empty: str, dollars: bool = False, width: int = 12
+) -> Placed:
+    """What the accounts take, on top of each other: shares of the time, or dollars an hour."""
+    return timeline(
+        title,
+        tuple(Line(expression, "{{account}}") for expression in expressions),
+        why=why,
+        unit="currencyUSD" if dollars else "percentunit",
+        most=None if dollars else 1,
+        stacked=True,
+        colours=ACCOUNTS,
+        table_legend=True,
+        decimals=2 if dollars else 1,
+        empty=empty,
+        width=width,
+    )
 
 
 def phase_of(scope: Scope, by: str = "gpu", only: str = "") -> str:

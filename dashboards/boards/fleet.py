@@ -3,7 +3,7 @@
 from kit.board import FLEET, TO_HOST, Board, Section
 from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, bars, below, listing, timeline
 
-from boards.accounts import ACCOUNTS, WORK
+from boards.accounts import WORK, WORK_FIRST, accounts_over_time
 from boards.alerts import firing
 
 F = FLEET
@@ -82,19 +82,12 @@ BOARD = Board(
         Section(
             (
                 firing(F, ("Host", "instance"), width=14, link=TO_HOST, counted=True),
-                timeline(
+                accounts_over_time(
                     "Where the money goes",
-                    (
-                        Line(f"sum by (account) ({F(_COST, account=f'~{WORK}')}) > 0", "{{account}}"),
-                        Line(f"sum by (account) ({F(_COST, account=f'!~{WORK}')}) > 0", "{{account}}"),
-                    ),
+                    (f"sum by (account) ({F(_COST, account=accounts)}) > 0" for accounts in WORK_FIRST),
                     why="Dollars an hour by account. The height is the price of the fleet; what is neither green nor "
                     "blue is paid for nothing.",
-                    unit="currencyUSD",
-                    stacked=True,
-                    colours=ACCOUNTS,
-                    table_legend=True,
-                    decimals=2,
+                    dollars=True,
                     empty=_LEDGER,
                     width=10,
                 ),

@@ -3,12 +3,11 @@
 from kit.board import HOST, Board, Section
 from kit.panels import ACT, GOOD, WATCH, Column, Line, answer, bars, listing, states, timeline
 
-from boards.accounts import ACCOUNTS, PHASES, WORK, phase_of
+from boards.accounts import PHASES, WORK, WORK_FIRST, accounts_over_time, phase_of
 from boards.culprits import culprits
 
 H = HOST
 _LEDGER = "Needs the ledger: --collector.ledger"
-_WORK_FIRST = (f"~{WORK}", f"!~{WORK}")
 _NONE_YET = "No checkpoint seen yet"
 
 
@@ -81,51 +80,28 @@ BOARD = Board(
         ),
         Section(
             (
-                timeline(
+                accounts_over_time(
                     "Where the time goes",
                     (
-                        *(
-                            Line(
-                                f"sum by (account) ({H('gpu:gpuhost_time:ratio_rate5m', account=accounts)})"
-                                " / ignoring (account) group_left () count(count by (gpu)"
-                                f" ({H('gpu:gpuhost_time:ratio_rate5m')})) > 0",
-                                "{{account}}",
-                            )
-                            for accounts in _WORK_FIRST
-                        ),
+                        f"sum by (account) ({H('gpu:gpuhost_time:ratio_rate5m', account=accounts)})"
+                        " / ignoring (account) group_left () count(count by (gpu)"
+                        f" ({H('gpu:gpuhost_time:ratio_rate5m')})) > 0"
+                        for accounts in WORK_FIRST
                     ),
                     why="Shares of all GPUs' time, averaged over 5 minutes. Good is green to the top. What an account "
                     "means is in the description of gpuhost_gpu_time_seconds_total.",
-                    unit="percentunit",
-                    most=1,
-                    stacked=True,
-                    colours=ACCOUNTS,
-                    table_legend=True,
-                    decimals=1,
                     empty=_LEDGER,
-                    width=12,
                 ),
-                timeline(
+                accounts_over_time(
                     "Where the money goes",
                     (
-                        *(
-                            Line(
-                                f"sum by (account) ({H('host:gpuhost_cost_dollars_per_hour:rate5m', account=accounts)})"
-                                " > 0",
-                                "{{account}}",
-                            )
-                            for accounts in _WORK_FIRST
-                        ),
+                        f"sum by (account) ({H('host:gpuhost_cost_dollars_per_hour:rate5m', account=accounts)}) > 0"
+                        for accounts in WORK_FIRST
                     ),
                     why="The same in dollars an hour. The height is the price of the host; what is not green or blue "
                     "is paid for nothing.",
-                    unit="currencyUSD",
-                    stacked=True,
-                    colours=ACCOUNTS,
-                    table_legend=True,
-                    decimals=2,
+                    dollars=True,
                     empty=_LEDGER,
-                    width=12,
                 ),
             ),
             height=10,

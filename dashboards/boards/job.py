@@ -3,7 +3,7 @@
 from kit.board import FLEET, TO_HOST, Board, Section, Variable
 from kit.panels import GOOD, WATCH, Column, Line, answer, listing, matrix, timeline
 
-from boards.accounts import ACCOUNTS, PHASE_NAMES, PHASES, WORK, phase_of
+from boards.accounts import PHASE_NAMES, PHASES, WORK, WORK_FIRST, accounts_over_time, phase_of
 from boards.culprits import culprits
 
 F = FLEET
@@ -174,41 +174,21 @@ BOARD = Board(
         ),
         Section(
             (
-                timeline(
+                accounts_over_time(
                     "Where its time goes",
-                    tuple(
-                        Line(
-                            f"avg by (account) ({F(_TIME, exported_job='$work', account=accounts)}) > 0",
-                            "{{account}}",
-                        )
-                        for accounts in (f"~{WORK}", f"!~{WORK}")
+                    (
+                        f"avg by (account) ({F(_TIME, exported_job='$work', account=accounts)}) > 0"
+                        for accounts in WORK_FIRST
                     ),
                     why="Shares of its GPUs' time, averaged over 5 minutes. Good is green to the top.",
-                    unit="percentunit",
-                    most=1,
-                    stacked=True,
-                    colours=ACCOUNTS,
-                    table_legend=True,
-                    decimals=1,
                     empty=_NONE,
-                    width=12,
                 ),
-                timeline(
+                accounts_over_time(
                     "What it loses",
-                    (
-                        Line(
-                            f"sum by (account) ({F(_COST, exported_job='$work', account=f'!~{WORK}')}) > 0",
-                            "{{account}}",
-                        ),
-                    ),
+                    (f"sum by (account) ({F(_COST, exported_job='$work', account=f'!~{WORK}')}) > 0",),
                     why="Dollars an hour that go to anything but computing and communicating.",
-                    unit="currencyUSD",
-                    stacked=True,
-                    colours=ACCOUNTS,
-                    table_legend=True,
-                    decimals=2,
+                    dollars=True,
                     empty="Nothing was lost in this time: good",
-                    width=12,
                 ),
             ),
         ),
