@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from gpuhost_exporter import __version__
 from gpuhost_exporter.clock import SystemClock
@@ -36,9 +36,7 @@ from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLog
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.mounts import Capacities
-from gpuhost_exporter.sources.nvme_health import Report
 from gpuhost_exporter.sources.nvml.client import NvmlClient
-from gpuhost_exporter.sources.placement import SwitchPort
 from gpuhost_exporter.sources.privileged import Job, PrivilegedReader
 from gpuhost_exporter.sources.processes import Processes
 from gpuhost_exporter.sources.runtime import Runtime
@@ -53,6 +51,8 @@ if TYPE_CHECKING:
     from gpuhost_exporter.sources.latency.client import LatencyClient
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 RELEASE_SECONDS = 600.0
 _SETTLING_SECONDS = 0.5
@@ -178,9 +178,14 @@ class App:
         kernel_log, processes = self.host.kernel_log, self.host.processes
         yield Job("kernel_log", self._kernel_log_arguments, kernel_log.put, kernel_log.fail)
         if "nvme_health" in collectors:
-            yield Job("drives", self._drives_arguments, self._drives_told, self._drives_failed)
+            health, name = self.host.drive_health, nvme_health.NvmeHealthCollector.name
+            put, fail = self._then_hurry(name, health.put), self._then_hurry(name, health.fail)
+            yield Job("drives", self._drives_arguments, put, fail)
         if "platform" in collectors:
-            yield Job("switch_ports", self._root_arguments, self._switch_ports_told, self.host.switch_ports.fail)
+            ports = self.host.switch_ports
+            yield Job(
+                "switch_ports", self._root_arguments, self._then_hurry(PlatformCollector.name, ports.put), ports.fail
+            )
         if "contention" in collectors:
             yield Job("waits", self._root_arguments, self._waits_told, self.host.waits.fail)
         if LedgerCollector.name in collectors:
@@ -198,12 +203,17 @@ class App:
         # A simulated host must not teach the real one's inventory.
         return f"{self._simulation.temporary}/state" if self._simulation else default_storage_path(os.environ)
 
+    @property
+    def _simulated_folder(self) -> str:
+        """Of the simulated /proc and /sys; empty where they are the machine's own."""
+        return self._simulation.folder if self._simulation else ""
+
     def _capacities(self) -> Capacities:
-        if self._simulation is None or not self._simulation.folder:
+        if not self._simulated_folder:
             return Capacities()
         from gpuhost_exporter.sim.mounts import Statvfs
 
-        return Capacities(Statvfs(self._simulation.folder))
+        return Capacities(Statvfs(self._simulated_folder))
 
     def _compat(self) -> Dcgm | None:
         if self.settings.compat is None:
@@ -213,11 +223,11 @@ class App:
         return Dcgm(self.settings.compat, platform.node())
 
     def _network(self) -> Network:
-        if self._simulation is None or not self._simulation.folder:
+        if not self._simulated_folder:
             return Network()
         from gpuhost_exporter.sim.ioctl import Interfaces
 
-        return Network(Interfaces(self._simulation.folder))
+        return Network(Interfaces(self._simulated_folder))
 
     def _simulate(self, target: str, control: str | None) -> Simulation:
         from gpuhost_exporter.sim import control as simulated
@@ -287,20 +297,14 @@ class App:
             "simulated": self._simulation is not None,
         }
 
-    def _drives_told(self, reports: tuple[Report, ...]) -> None:
-        self.host.drive_health.put(reports)
-        self._hurry_drives()
+    def _then_hurry(self, collector: str, receive: Callable[P, None]) -> Callable[P, None]:
+        """Receive what a job says, and have its collector tell it now."""
 
-    def _drives_failed(self, kind: str, message: str) -> None:
-        self.host.drive_health.fail(kind, message)
-        self._hurry_drives()
+        def received(*said: P.args, **named: P.kwargs) -> None:
+            receive(*said, **named)
+            self.runner.hurry({collector})
 
-    def _hurry_drives(self) -> None:
-        self.runner.hurry({nvme_health.NvmeHealthCollector.name})
-
-    def _switch_ports_told(self, ports: tuple[SwitchPort, ...]) -> None:
-        self.host.switch_ports.put(ports)
-        self.runner.hurry({PlatformCollector.name})
+        return received
 
     def _waits_told(self, waits: tuple[Wait, ...]) -> None:
         first = self.host.waits.state()[0] != "ok"
