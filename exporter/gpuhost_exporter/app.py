@@ -117,7 +117,7 @@ class App:
             raise
         self.exposition = Exposition(self.runner, self.clock, self.own_samples, self._compat())
         self.server_samples: Callable[[], Iterable[Sample]] = lambda: ()
-        self._udev = UdevWatcher(self._hardware_changed, self._simulated_events if self._simulation else listen)
+        self._udev = UdevWatcher(self._hardware_changed, self._simulated_events if self._sockets else listen)
         self._privileged = PrivilegedReader(launcher, tuple(self._jobs({each.name for each, _ in collectors})))
         self._latency = self._latency_client() if "latency" in {each.name for each, _ in collectors} else None
         self.host.processes.connect(lambda request: self._privileged.ask("processes", request))
@@ -242,7 +242,8 @@ class App:
         self._simulation = simulation  # from here on close() removes the folder
         if control and os.path.exists(control):
             if simulated.load(control).real_roots:  # a prepared history, a frozen clock, only GPUs
-                return replace(simulation, folder="")
+                self._simulation = replace(simulation, folder="")
+                return self._simulation
         else:
             simulated.create(simulation.control, host, scenario, self.clock)
         ours, theirs = pipe.pair()
@@ -294,7 +295,7 @@ class App:
         return {
             "root": self._trees(),
             "interval": nvme_health.reading_interval(self.settings),
-            "simulated": self._simulation is not None,
+            "simulated": bool(self._simulated_folder),
         }
 
     def _then_hurry(self, collector: str, receive: Callable[P, None]) -> Callable[P, None]:

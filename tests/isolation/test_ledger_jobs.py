@@ -152,7 +152,7 @@ def test_an_ordinary_user_books_all_time_and_says_by_what_and_what_it_lacks(star
         daemon, path = start(through=AS_NOBODY)
         hold(path, training.process.pid)
         daemon.wait_until(lambda seen: booked(seen, "compute") + booked(seen, "startup") > 5, 30)
-        series = daemon.series()
+        series = daemon.wait_until(lambda seen: booked(seen, "unallocated", "1") > 5, 30)
         evidence = {dict(key)["processes"] for key in select(series, "gpuhost_ledger_evidence_info", gpu="0")}
         assert evidence <= {"cgroup", "host"}
         assert evidence
@@ -161,8 +161,16 @@ def test_an_ordinary_user_books_all_time_and_says_by_what_and_what_it_lacks(star
             assert value(series, "gpuhost_ledger_pending_seconds", gpu=gpu) <= 5
             assert booked(series, "unknown", gpu) < 2
             assert sum(told.values()) > 5
-        assert booked(series, "unallocated", "1") > 5
         (info,) = select(series, "gpuhost_gpu_job_info")
         assert dict(info)["rank"] == "", "the environment is the owner's"
         training.mark("step-9", 0.1)
         daemon.wait_until(lambda seen: value(seen, "gpuhost_checkpoint_marks_total", result="taken") == 2, 10)
+
+
+def test_simulated_gpus_on_real_roots_stand_beside_this_machine_s_own_filesystems(start):
+    daemon, _ = start()
+    series = daemon.wait_until(lambda seen: len(select(seen, "gpuhost_gpu_up")) == 8, 30)
+    points = {dict(key)["mountpoint"] for key in select(series, "gpuhost_filesystem_free_bytes")}
+    assert points
+    assert "/data" not in points, "the simulated host's"
+    assert "IndexError" not in daemon.log()

@@ -181,9 +181,9 @@ def waits(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
     pipe = Pipe(sock)
     probe = contention.WaitProbe(Root(**arguments["root"]))
     found: list[contention.Wait] = []
-    pause = contention.EVERY_SECONDS
     due = time.monotonic()
     while True:
+        pause = contention.EVERY_SECONDS
         try:
             wait = probe.look()
             if wait:
