@@ -1,15 +1,17 @@
 """Published snapshots -> the text that Prometheus reads, in format 0.0.4 or OpenMetrics 1.0. Never touches hardware.
 
-A collector's block is rendered once a snapshot and reused until the next; ages, in-flight times and expiry are of
-the moment of the scrape. Label strings are made once a series.
+A collector's block is rendered and compressed once a snapshot and reused until the next; ages, in-flight times and
+expiry are of the moment of the scrape. Label strings are made once a series.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuhost_exporter.clock import Clock
@@ -31,6 +33,10 @@ RENDER = counter("gpuhost_exporter_render_seconds_total", "Seconds spent renderi
 SPECS = (BUILD, SIMULATED, SCRAPES, SERVED, RENDER)
 
 _MOST_PREFIXES = 50_000
+# RFC 1952 and 1951: a header without a name or a time, a last block that is empty, and what ends the file.
+_GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\x04\xff"
+_GZIP_END = b"\x03\0"
+_GZIP_TAIL = struct.Struct("<II")
 
 
 def escaped(text: str) -> str:
@@ -106,6 +112,31 @@ class Renderer:
         return f"{spec.name}{suffix}{{{','.join(pairs)}}} " if pairs else f"{spec.name}{suffix} "
 
 
+@dataclass(slots=True)
+class Block:
+    """A part of the page, and its deflate stream, which refers to nothing before it; made when first asked for."""
+
+    text: bytes
+    count: int
+    snapshot: Snapshot | None = None
+    packed: bytes = b""
+
+
+def gzipped(blocks: Iterable[Block]) -> bytes:
+    """The blocks as one gzip member. Only what is not packed yet is compressed."""
+    compressor = None
+    parts = [_GZIP_HEAD]
+    check = size = 0
+    for block in blocks:
+        if not block.packed:
+            compressor = compressor or zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+            block.packed = compressor.compress(block.text) + compressor.flush(zlib.Z_FULL_FLUSH)
+        parts.append(block.packed)
+        check = zlib.crc32(block.text, check)
+        size += len(block.text)
+    return b"".join((*parts, _GZIP_END, _GZIP_TAIL.pack(check, size & 0xFFFFFFFF)))
+
+
 class Exposition:
     """`own`: samples of the exporter itself, asked anew for every scrape. `compat`: the same in others' names."""
 
@@ -117,22 +148,20 @@ class Exposition:
         self._own = own
         self._compat = compat
         self._renderer = Renderer()
-        self._blocks: dict[tuple[Task, bool], tuple[Snapshot, bytes, int]] = {}
+        self._blocks: dict[tuple[Task, bool], Block] = {}
         self._lock = threading.Lock()
         self._scrapes = {"text": 0, "openmetrics": 0}
         self._served = 0
         self._seconds = 0.0
 
     def render(self, openmetrics: bool, gzip: bool) -> bytes:
-        """The page. Parallel scrapes share what is rendered once a snapshot."""
+        """The page. Parallel scrapes share what is made once a snapshot."""
         with self._lock:
             started = self._clock.now()
             self._scrapes["openmetrics" if openmetrics else "text"] += 1
-            page, count = self._page(openmetrics)
-            self._served += count
-            if gzip:
-                compressor = zlib.compressobj(1, zlib.DEFLATED, 31)
-                page = compressor.compress(page) + compressor.flush()
+            blocks = self._page(openmetrics)
+            self._served += sum(block.count for block in blocks)
+            page = gzipped(blocks) if gzip else b"".join([block.text for block in blocks])
             self._seconds += self._clock.now() - started
             return page
 
@@ -142,28 +171,22 @@ class Exposition:
         yield SERVED(value=self._served)
         yield RENDER(value=self._seconds)
 
-    def _page(self, openmetrics: bool) -> tuple[bytes, int]:
+    def _page(self, openmetrics: bool) -> list[Block]:
         now = self._clock.now()
-        parts: list[bytes] = []
-        total = 0
+        blocks: list[Block] = []
         for task in self._runner.tasks:
             snapshot = task.fresh(now)
             if snapshot is None:
                 self._blocks.pop((task, openmetrics), None)
                 continue
             known = self._blocks.get((task, openmetrics))
-            if known is None or known[0] is not snapshot:
-                block, count = self._renderer.block(snapshot.samples, openmetrics)
-                known = self._blocks[task, openmetrics] = (snapshot, block, count)
-            parts.append(known[1])
-            total += known[2]
+            if known is None or known.snapshot is not snapshot:
+                known = Block(*self._renderer.block(snapshot.samples, openmetrics), snapshot)
+                self._blocks[task, openmetrics] = known
+            blocks.append(known)
         if self._compat:
-            block, count = self._compat.block(self._runner.snapshots(), openmetrics=openmetrics)
-            parts.append(block)
-            total += count
+            blocks.append(Block(*self._compat.block(self._runner.snapshots(), openmetrics=openmetrics)))
         own = [*self._runner.self_samples(), *self._own(), *self.own_samples()]
-        block, count = self._renderer.block(own, openmetrics)
-        parts.append(block)
-        if openmetrics:
-            parts.append(b"# EOF\n")
-        return b"".join(parts), total + count
+        text, count = self._renderer.block(own, openmetrics)
+        blocks.append(Block(text + b"# EOF\n" if openmetrics else text, count))
+        return blocks

@@ -1,4 +1,7 @@
-"""All scheduling: one daemon thread a collector, ticks on the wall second, in-flight age, staleness, self-metrics.
+"""All scheduling: one daemon thread a collector, ticks by the wall clock, in-flight age, staleness, self-metrics.
+
+A collector ticks at the same time on every host, each a little after the one before it: a scrape that falls on all
+of them at once would wait for all.
 
 A poll that does not return is waited for by nobody: its snapshot expires, its in-flight age grows, no second
 thread is started for it.
@@ -18,6 +21,8 @@ from gpuhost_exporter.errors import Hung, SourceError, Transient
 from gpuhost_exporter.specs import Sample, counter, gauge
 
 log = logging.getLogger(__name__)
+
+_APART_SECONDS = 0.03
 
 UP = gauge(
     "gpuhost_collector_up",
@@ -60,9 +65,11 @@ class Snapshot:
 class Task:
     """One collector's thread and its state. Single attributes are replaced whole; readers take no lock."""
 
-    def __init__(self, collector: Collector, interval: float, clock: Clock) -> None:
+    def __init__(self, collector: Collector, interval: float, clock: Clock, after: float = 0.0) -> None:
+        """`after`: seconds from a multiple of the interval to its tick."""
         self.collector = collector
         self.interval = interval
+        self._after = after
         self.snapshot: Snapshot | None = None
         self.in_flight: float | None = None
         self.read_at = clock.now()  # of the last success, else of the start
@@ -140,15 +147,18 @@ class Task:
             self._wake.clear()
 
     def _pause(self) -> float:
-        """Seconds to the next multiple of the interval on the wall clock, so that all hosts read at the same time."""
-        wall = self._clock.wall()
+        """Seconds to the next tick on the wall clock, so that all hosts read at the same time."""
+        wall = self._clock.wall() - self._after
         return max(0.001, (math.floor(wall / self.interval) + 1) * self.interval - wall)
 
 
 class Runner:
     def __init__(self, collectors: Sequence[tuple[Collector, float]], clock: Clock) -> None:
         self._clock = clock
-        self.tasks = tuple(Task(collector, interval, clock) for collector, interval in collectors)
+        self.tasks = tuple(
+            Task(collector, interval, clock, after=place * _APART_SECONDS)
+            for place, (collector, interval) in enumerate(collectors)
+        )
 
     def start(self) -> None:
         for task in self.tasks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from support.fakes import FakeClock, Scripted
 
 from gpuhost_exporter import runner
-from gpuhost_exporter.exposition import Exposition, Renderer
+from gpuhost_exporter.exposition import Block, Exposition, Renderer, gzipped
 from gpuhost_exporter.specs import counter, gauge, info
 
 WATTS = gauge("gpuhost_test_power_watts", 'Power with a "quote", a \\ and more.', "gpu", "uuid")
@@ -97,6 +98,44 @@ def test_the_compressed_page_is_the_page(served):
     page = gzip.decompress(exposition.render(openmetrics=False, gzip=True)).decode()
     assert "gpuhost_test_power_watts" in page
     assert 'gpuhost_exporter_scrapes_total{format="text"} 1.0' in page
+
+
+@given(pages=st.lists(st.lists(st.tuples(st.integers(0, 3), st.binary(max_size=300)), max_size=6), max_size=5))
+def test_blocks_compressed_before_are_the_same_page_beside_new_ones(pages):
+    """As a decompressor sees it that stops at the end of a gzip member, which is what browsers do."""
+    kept = {}
+    for page in pages:
+        kept |= {place: Block(text * 50, 0) for place, text in page}
+        blocks = list(kept.values())
+        reader = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        assert reader.decompress(gzipped(blocks)) == b"".join(block.text for block in blocks)
+        assert reader.eof
+        assert not reader.unused_data
+
+
+def test_only_what_was_polled_since_is_rendered_and_compressed_anew(served, monkeypatch):
+    task, _, _, exposition = served
+    compressed = []
+    real = zlib.compressobj
+
+    class Recording:
+        def __init__(self, *arguments):
+            self._compressor = real(*arguments)
+            self.flush = self._compressor.flush
+
+        def compress(self, text):
+            compressed.append(text)
+            return self._compressor.compress(text)
+
+    task.poll()
+    exposition.render(openmetrics=True, gzip=True)
+    monkeypatch.setattr("gpuhost_exporter.exposition.zlib.compressobj", Recording)
+    exposition.render(openmetrics=True, gzip=True)
+    assert [b"power_watts" in text for text in compressed] == [False]
+    task.poll()
+    page = exposition.render(openmetrics=True, gzip=True)
+    assert [b"power_watts" in text for text in compressed] == [False, True, False]
+    assert b"power_watts" in gzip.decompress(page)
 
 
 def test_the_exporter_counts_what_it_served(served):

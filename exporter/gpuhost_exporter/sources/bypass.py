@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpuhost_exporter.errors import Absent, Denied, Malformed
-from gpuhost_exporter.sources.files import Root, link_target, optional_names, optional_text, read_text
+from gpuhost_exporter.sources.files import Root, followed, optional_names, optional_text, read_text
 from gpuhost_exporter.sources.mounts import Mount
 
 Kind = Literal["gpudirect", "userspace_driver", "fuse", "parallel"]
@@ -70,7 +70,7 @@ def userspace_drives(root: Root) -> Iterator[Bypass]:
     """NVMe drives that a program has taken from the kernel."""
     folder = f"{root.sys}/bus/pci/devices"
     for address in optional_names(folder):
-        driver = link_target(f"{folder}/{address}/driver").rpartition("/")[2]
+        driver = followed(f"{folder}/{address}", "driver").rpartition("/")[2]  # the name only: its folder is not asked
         if driver in _USERSPACE and _NVME_CLASS.match(optional_text(f"{folder}/{address}/class") or ""):
             yield Bypass("userspace_driver", address, driver)
 
