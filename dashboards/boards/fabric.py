@@ -195,7 +195,7 @@ BOARD = Board(
                     width=5,
                 ),
                 timeline(
-                    "2. Senders slow down (CNP)",
+                    "2. Senders slow (CNP)",
                     (
                         Line(_events("cnp_sent"), "asked of others"),
                         Line(_events("cnp_handled"), "done here"),
@@ -208,7 +208,7 @@ BOARD = Board(
                     width=5,
                 ),
                 timeline(
-                    "3. The network pauses (PFC)",
+                    "3. Pauses (PFC)",
                     (
                         Line(
                             f"sum by (device) (rate({H('gpuhost_rdma_pause_seconds_total')}[$__rate_interval]))",

@@ -22,7 +22,7 @@ BOARD = Board(
         Section(
             (
                 answer(
-                    "Need someone now",
+                    "Paging now",
                     f"count(count by (cluster, job, instance) ({F('ALERTS', alertstate='firing', severity='page')}))"
                     f" or 0 * count({F('gpuhost_exporter_build_info')})",
                     why="Hosts with an alert that pages. Good is 0; the table below says which and why.",

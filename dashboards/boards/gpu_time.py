@@ -44,7 +44,7 @@ BOARD = Board(
                     empty="No job held GPUs for a tenth of the last hour",
                 ),
                 answer(
-                    "Lost to waiting for data",
+                    "Lost to data",
                     f"sum({H('host:gpuhost_held_time:ratio_increase1h', account='data')})",
                     why="Share of the last hour that GPUs waited for input. Good is near 0.",
                     unit="percentunit",

@@ -23,7 +23,7 @@ BOARD = Board(
         Section(
             (
                 answer(
-                    "Needs someone now",
+                    "Paging now",
                     f"count({H('ALERTS', alertstate='firing', severity='page')})"
                     f" or 0 * max({H('gpuhost_exporter_build_info')})",
                     why="Alerts that page, firing on this host. Good is 0; the table beside says which.",
@@ -157,7 +157,7 @@ BOARD = Board(
                             bar=(0, 1),
                         ),
                         Column(
-                            "Memory bandwidth",
+                            "HBM",
                             f"max by (gpu) ({H('gpuhost_gpu_memory_bandwidth_ratio')})",
                             unit="percentunit",
                             decimals=0,
@@ -186,20 +186,22 @@ BOARD = Board(
                             steps=((None, PLAIN), (-100, ACT), (1, WATCH), (5, PLAIN)),
                         ),
                         Column(
-                            "Uncorrected ECC",
+                            "ECC",
                             f"sum by (gpu) ({H('gpuhost_gpu_ecc_errors_total', type='uncorrected')})",
                             decimals=0,
                             steps=((None, PLAIN), (1, ACT)),
                         ),
                         Column(
-                            "Critical XIDs in 24 h",
-                            f"sum by (gpu) (increase({H('gpuhost_xid_events_total', severity='critical')}[24h]))",
+                            "XIDs, 24 h",
+                            "sum by (gpu) (increase("
+                            f"{H('gpuhost_xid_events_total', severity='critical', gpu='!unknown')}[24h]))",
                             decimals=0,
                             steps=((None, PLAIN), (1, ACT)),
                         ),
                     ),
                     why="Every GPU now. Within one job all rows should look alike; the one that does not is where to "
-                    "look. Until it slows: degrees of temperature left.",
+                    "look. HBM: memory bandwidth. Until it slows: degrees of temperature left. ECC: uncorrected errors."
+                    " XIDs: critical ones.",
                     sort="GPU",
                     descending=False,
                     empty=_NO_GPU,

@@ -99,9 +99,9 @@ BOARD = Board(
                     why="A first look at each GPU, a row for each host. Good is all of one colour; one that computes "
                     "while the others wait holds the job up.",
                     empty=_NONE,
-                    width=12,
+                    width=13,
                     column_width=68,
-                    corner_width=120,
+                    corner_width=110,
                 ),
                 timeline(
                     "GPUs by what they do",
@@ -118,7 +118,7 @@ BOARD = Board(
                     stacked=True,
                     decimals=0,
                     empty=_NONE,
-                    width=12,
+                    width=11,
                 ),
             ),
             height=11,

@@ -115,7 +115,7 @@ BOARD = Board(
                     width=10,
                 ),
             ),
-            height=9,
+            height=11,
         ),
         Section(
             (

@@ -42,7 +42,7 @@ BOARD = Board(
                     empty=_NO_ARRAY,
                 ),
                 answer(
-                    "Written under demand",
+                    "Write demand met",
                     f"min({H(DELIVERED, direction='write')}"
                     f" / on (cluster, job, instance, device, direction) "
                     f"{H('gpuhost_storage_target_bytes_per_second', band='good')})",
@@ -55,7 +55,7 @@ BOARD = Board(
                     width=4,
                 ),
                 answer(
-                    "Read under demand",
+                    "Read demand met",
                     f"min({H(DELIVERED, direction='read')}"
                     f" / on (cluster, job, instance, device, direction) "
                     f"{H('gpuhost_storage_target_bytes_per_second', band='good')})",
@@ -158,13 +158,12 @@ BOARD = Board(
                     "Held back by",
                     (
                         Line(
-                            f"sum by (device, by) (rate({H('gpuhost_storage_limited_seconds_total')}"
-                            "[$__rate_interval])) > 0",
+                            f"sum by (device, by) (rate({H('gpuhost_storage_limited_seconds_total')}[5m])) > 0",
                             "{{device}}: {{by}}",
                         ),
                     ),
-                    why="Share of time in which something held the storage back. array: all drives at their limit, "
-                    "more drives would help. member: one drive holds the others back. submitter: the kernel hands "
+                    why="Share of 5 minutes in which something held the storage back. array: all drives at their limit,"
+                    " more drives would help. member: one drive holds the others back. submitter: the kernel hands "
                     "out large buffered writes too slowly; direct I/O would help.",
                     unit="percentunit",
                     empty="Nothing held the storage back in this time: good",
@@ -200,7 +199,7 @@ BOARD = Board(
                             width=60,
                         ),
                         Column(
-                            "PCIe of best",
+                            "PCIe",
                             f"max by (device) ({H('gpuhost_nvme_pcie_generation')} * {H('gpuhost_nvme_pcie_width')}"
                             f" / ({H('gpuhost_nvme_pcie_generation_max')} * {H('gpuhost_nvme_pcie_width_max')}))",
                             unit="percentunit",
@@ -208,7 +207,7 @@ BOARD = Board(
                             steps=below(1),
                         ),
                         Column(
-                            "Temperature",
+                            "Heat",
                             f"max by (device) ({H('gpuhost_nvme_temperature_celsius', sensor='composite')})",
                             unit="celsius",
                             decimals=0,
@@ -228,7 +227,7 @@ BOARD = Board(
                             decimals=0,
                         ),
                         Column(
-                            "Media errors",
+                            "Errors",
                             f"max by (device) ({H('gpuhost_nvme_media_errors_total')})",
                             decimals=0,
                             steps=((None, PLAIN), (1, WATCH)),
@@ -239,15 +238,16 @@ BOARD = Board(
                             steps=((None, GOOD), (1, ACT)),
                         ),
                         Column(
-                            "Slowed in 1 h",
+                            "Slowed",
                             f"sum by (device) (increase({H('gpuhost_nvme_thermal_seconds_total')}[1h]))",
                             unit="s",
                             decimals=0,
                             steps=((None, PLAIN), (1, WATCH)),
                         ),
                     ),
-                    why="Health of every NVMe drive, from its own log. Warnings are the drive's: one is a drive to "
-                    "exchange. Without CAP_SYS_ADMIN only the first columns are known.",
+                    why="Health of every NVMe drive, from its own log. PCIe: of the drive's best. Errors: its medium."
+                    " Warnings are the drive's: one is a drive to exchange. Slowed: by heat, in the last hour."
+                    " Without CAP_SYS_ADMIN only the first columns are known.",
                     sort="Drive",
                     descending=False,
                     empty=_NO_DRIVE,

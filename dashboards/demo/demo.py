@@ -36,6 +36,8 @@ EVERY = 30
 STEP = 2
 # So long before its part of the walk a worker begins, for the ledger to have seen a job's last checkpoint.
 LEAD = 240
+# What the hosts may take to start, of which there is history, too.
+SPARE = 120
 # The walk's own time of day at its start; each host's hour is moved to where it belongs.
 WALL = 1.0e9
 _SCENARIOS = Path(control.__file__).parent / "scenarios"
@@ -45,9 +47,10 @@ Scrapes = list[tuple[float, str]]
 
 
 def lap() -> list[tuple[str, float]]:
-    """The tour's stops."""
+    """The tour's stops. Where the driver fails the job goes on: its counters are those of a steady one."""
     tour = tomllib.loads((_SCENARIOS / "tour.toml").read_text(encoding="utf-8"))
-    return [(stop["scenario"], stop["seconds"]) for stop in tour["stop"] if stop["scenario"] not in LEFT_OUT]
+    stops = [(stop["scenario"], stop["seconds"]) for stop in tour["stop"]]
+    return [("steady" if scenario in LEFT_OUT else scenario, seconds) for scenario, seconds in stops]
 
 
 def part(begin: int, end: int, names: frozenset[str]) -> Scrapes:
@@ -96,11 +99,11 @@ def kept(length: int) -> Scrapes:
     return [(at, text) for at, text in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def shifted(scrapes: Scrapes, begin: float, wall: float) -> Scrapes:
-    """An hour of the walk as if `begin` had been at that wall time; times of day in it move along."""
+def shifted(scrapes: Scrapes, begin: float, wall: float, end: float) -> Scrapes:
+    """The walk from `begin`, as if that had been at this wall time, until `end`; times of day in it move along."""
     found = []
     for at, text in scrapes:
-        if begin <= at < begin + HOUR:
+        if begin <= at <= begin + end - wall:
             lines = []
             for line in text.splitlines():
                 name = line.partition("{")[0].partition(" ")[0]
@@ -125,13 +128,15 @@ class Shifted(SystemClock):
         return super().wall() - self._seconds
 
 
-def start_hosts(processes: stack.Processes, begins: list[float]) -> dict[str, int]:
-    targets = {}
+def start_hosts(processes: stack.Processes, begins: list[float]) -> tuple[dict[str, int], dict[str, float]]:
+    """The port of each, and when it was where its walk begins."""
+    targets, began = {}, {}
     for number, begin in enumerate(begins, 1):
         name, port = f"gpu-host-{number}", stack.free_port()
         folder = processes.folder / name
         folder.mkdir()
         file = folder / "control.json"
+        began[name] = time.time() - begin
         control.create(str(file), HOST, "tour", Shifted(begin))
         processes.start(
             name,
@@ -144,29 +149,22 @@ def start_hosts(processes: stack.Processes, begins: list[float]) -> dict[str, in
         targets[name] = port
     for name, port in targets.items():
         stack.answers(f"http://127.0.0.1:{port}/readyz", processes, name)
-    return targets
+    return targets, began
 
 
-def put_history(prometheus: stack.Prometheus, begins: list[float], end: float) -> None:
-    """The hour until `end`, made beside the running Prometheus, which finds the blocks within a minute."""
-    length = int(max(begins)) + HOUR
-    walk = kept(length)
-    hosts = {f"gpu-host-{number}": shifted(walk, begin, end - HOUR) for number, begin in enumerate(begins, 1)}
-    folder = prometheus.processes.folder / "history"
-    folder.mkdir()
-    beside = stack.Prometheus(stack.Processes(folder), {})
-    stack.write_openmetrics(folder / "history.om", hosts)
-    beside.backfill(folder / "history.om")
-    beside.backfill_rules(end - HOUR, end - EVERY, EVERY)
-    for block in beside.data.glob("01*"):
-        block.rename(prometheus.data / block.name)
-    shutil.rmtree(folder)
+def put_history(prometheus: stack.Prometheus, hosts: dict[str, Scrapes]) -> None:
+    """What the hosts told before Prometheus starts, and what the rules make of it."""
+    first, last = (pick(scrapes[place][0] for scrapes in hosts.values()) for pick, place in ((min, 0), (max, -1)))
+    file = prometheus.processes.folder / "history.om"
+    stack.write_openmetrics(file, hosts)
+    prometheus.backfill(file)
+    file.unlink()
+    prometheus.backfill_rules(first, last, EVERY)
 
 
-def watch(processes: stack.Processes, targets: dict[str, int]) -> stack.Prometheus:
+def watch(prometheus: stack.Prometheus) -> None:
     """Start what there is of Prometheus, Alertmanager and Grafana; say what runs where."""
-    prometheus = stack.Prometheus(processes, targets)
-    shown = [f"{name:13} http://127.0.0.1:{port}/" for name, port in targets.items()]
+    processes, shown = prometheus.processes, []
     try:
         prometheus.alertmanager = stack.alertmanager(processes)
         shown.append(f"{'Alertmanager':13} http://127.0.0.1:{prometheus.alertmanager}/")
@@ -179,7 +177,6 @@ def watch(processes: stack.Processes, targets: dict[str, int]) -> stack.Promethe
     except stack.Missing as missing:
         print(f"Without Grafana, whose dashboards are in {HERE.parent}: {missing}")
     print("\n".join(shown), flush=True)
-    return prometheus
 
 
 def main(arguments: list[str]) -> int:
@@ -191,11 +188,17 @@ def main(arguments: list[str]) -> int:
     try:
         for name in ("prometheus", "promtool"):
             stack.program(name, install="apt-get install prometheus")
-        print("Eight simulated hosts ...", flush=True)
-        targets = start_hosts(processes, [begin + HOUR for begin in begins])
-        prometheus = watch(processes, targets)
         print("An hour of history, out of the simulation: a minute the first time, then seconds ...", flush=True)
-        put_history(prometheus, begins, float(int(time.time()) // EVERY * EVERY))
+        walk = kept(int(max(begins)) + HOUR + SPARE)
+        print("Eight simulated hosts ...", flush=True)
+        # A host's own figures go on from those that it would have told in the hour before.
+        targets, began = start_hosts(processes, [begin + HOUR for begin in begins])
+        print("\n".join(f"{name:13} http://127.0.0.1:{port}/" for name, port in targets.items()), flush=True)
+        prometheus = stack.Prometheus(processes, targets)
+        now = time.time()
+        names = zip(began, begins, strict=True)
+        put_history(prometheus, {name: shifted(walk, begin, began[name] + begin, now) for name, begin in names})
+        watch(prometheus)
         print(f"All there. It is in {folder}; Ctrl-C ends and removes it.", flush=True)
         if "--ready-file" in arguments:
             Path(arguments[arguments.index("--ready-file") + 1]).write_text(prometheus.url, encoding="utf-8")

@@ -77,7 +77,7 @@ SIZES = {
     ("nvlink", "Achieved and usable", "C"): (900e9, 900e9),
     ("nvlink", "Links not active"): (1, 1),
     ("storage", "Arrays: written", "A"): (2e9, 22e9),
-    ("storage", "Written under demand"): (0.1, 1.1),
+    ("storage", "Write demand met"): (0.1, 1.1),
     ("storage", "Members: latency against siblings"): (0.9, 3),
     ("storage", "Drives", "C"): (20, 70),
     ("storage", "Waiting to be written", "A"): (20e9, 200e9),
