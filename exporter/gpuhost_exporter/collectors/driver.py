@@ -14,6 +14,7 @@ from gpuhost_exporter.errors import Absent
 from gpuhost_exporter.host import Host
 from gpuhost_exporter.sources.nvml.book import GPU_STATES
 from gpuhost_exporter.sources.nvml.client import STATES
+from gpuhost_exporter.sources.nvml.readings import Driver, Gpu
 from gpuhost_exporter.sources.pci import gpus as gpus_on_bus
 from gpuhost_exporter.specs import Sample, counter, gauge, info
 
@@ -105,17 +106,39 @@ class DriverCollector(Collector):
         super().__init__(host)
         self._on_bus: int | None = None
         self._counted_at = float("-inf")
+        self._facts: tuple[object, ...] = ()
+        self._told: tuple[Sample, ...] = ()
 
     def poll(self, now: float) -> Iterator[Sample]:
         if now - self._counted_at >= _BUS_SECONDS:
             self._counted_at = now
             self._on_bus = self._count()
-        if self._on_bus is not None:
-            yield GPUS_ON_BUS(value=self._on_bus)
         nvml = self.host.nvml
         gpus = nvml.gpus()
         self.post("gpus", gpus)
-        states = nvml.gpu_states()
+        states, unopened, restarts = nvml.gpu_states(), nvml.unopened(), nvml.restarts()
+        facts = (self._on_bus, gpus, states, unopened, nvml.driver(), nvml.state(), restarts, nvml.stuck())
+        if facts != self._facts:
+            self._facts, self._told = facts, tuple(self._samples(*facts))
+        yield from self._told
+        until = nvml.released_until()
+        if until is not None:
+            yield RELEASE_END(value=self.host.clock.wall() - now + until)
+        yield IN_FLIGHT(value=nvml.in_flight_seconds(now))
+
+    @staticmethod
+    def _samples(
+        on_bus: int | None,
+        gpus: tuple[Gpu, ...],
+        states: dict[str, str],
+        unopened: dict[int, str],
+        driver: Driver | None,
+        nvml_state: str,
+        restarts: dict[str, int],
+        stuck: int,
+    ) -> Iterator[Sample]:
+        if on_bus is not None:
+            yield GPUS_ON_BUS(value=on_bus)
         for gpu in gpus:
             labels = gpu_labels(gpu)
             state = states.get(gpu.uuid, "unknown")
@@ -131,20 +154,16 @@ class DriverCollector(Collector):
                 gpu.compute_capability or "",
                 gpu.virtualization_mode or "",
             )
-        for index, state in nvml.unopened().items():
+        for index, state in unopened.items():
             labels = (str(index), "")
             yield GPU_UP(*labels, value=0)
             yield from one_of(GPU_STATE, labels, GPU_STATES, state)
-        if driver := nvml.driver():
+        if driver:
             yield DRIVER_INFO(driver.driver_version, driver.nvml_version, driver.cuda_version or "")
-        yield from one_of(NVML_STATE, (), STATES, nvml.state())
-        until = nvml.released_until()
-        if until is not None:
-            yield RELEASE_END(value=self.host.clock.wall() - now + until)
-        for reason, restarts in nvml.restarts().items():
-            yield READER_RESTARTS(reason, value=restarts)
-        yield READER_STUCK(value=nvml.stuck())
-        yield IN_FLIGHT(value=nvml.in_flight_seconds(now))
+        yield from one_of(NVML_STATE, (), STATES, nvml_state)
+        for reason, count in restarts.items():
+            yield READER_RESTARTS(reason, value=count)
+        yield READER_STUCK(value=stuck)
 
     def _count(self) -> int | None:
         with self.guard("PCI bus"), suppress(Absent):  # a machine without PCI is none that fails

@@ -111,6 +111,10 @@ class RisingCounters(Generic[Key]):
         self._waiting.append((due, key))
         return due
 
+    def rising(self) -> bool:
+        """Whether something is counted that does not show yet."""
+        return bool(self._waiting)
+
     def values(self, now: float) -> dict[Key, int]:
         for due, key in self._waiting:
             if due <= now:
@@ -168,6 +172,8 @@ class XidCollector(Collector):
         self._errors: RisingCounters[tuple[str, str]] = RisingCounters()  # by uuid, code
         self._sxids: RisingCounters[tuple[str, str]] = RisingCounters()  # by code, fatal
         self._last: dict[tuple[str, str], float] = {}
+        self._gpus: tuple[Gpu, ...] = ()
+        self._told: tuple[Sample, ...] = ()  # hundreds of samples that change when a GPU fails
         self._indices: dict[str, str] = {}
         self._by_slot: dict[str, str] = {}
         self._nvml: list[tuple[float, Xid]] = []
@@ -178,7 +184,9 @@ class XidCollector(Collector):
         log_state, message = self.host.kernel_log.state()
         self._tell_state(log_state, message)
         gpus = self.host.nvml.gpus()
-        self._know(gpus, now)
+        if gpus != self._gpus:
+            self._gpus, self._told = gpus, ()
+            self._know(gpus, now)
         # Whose address is whose is not known before the driver has answered once.
         if gpus or self.host.nvml.state() != "starting":
             for event in self.host.kernel_log.take():
@@ -189,7 +197,9 @@ class XidCollector(Collector):
         self._nvml = self._nvml[len(ready) :]
         for xid in ready:
             self._count_nvml(xid, now)
-        yield from self._samples(now)
+        if not self._told or any(each.rising() for each in (self._events, self._errors, self._sxids)):
+            self._told = tuple(self._samples(now))
+        yield from self._told
         if log_state != "starting":
             yield KERNEL_LOG_UP(value=float(log_state == "ok"))
         self._save(now)
