@@ -102,6 +102,8 @@ class Prometheus:
     targets: Mapping[str, int]  # instance -> port
     port: int = field(default_factory=free_port)
     alertmanager: int | None = None
+    rules: Sequence[Path] = tuple(RULES)
+    every: int = SCRAPE_SECONDS  # scrapes and evaluates
 
     @property
     def url(self) -> str:
@@ -115,8 +117,8 @@ class Prometheus:
         """`lookback_ms`: how old a sample may be to count as the present one."""
         binary = program("prometheus", install="apt-get install prometheus")
         configuration: dict[str, Any] = {
-            "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"},
-            "rule_files": [str(file) for file in RULES],
+            "global": {"scrape_interval": f"{self.every}s", "evaluation_interval": f"{self.every}s"},
+            "rule_files": [str(file) for file in self.rules],
             "scrape_configs": [
                 {
                     "job_name": "gpuhost-demo",
@@ -170,13 +172,9 @@ class Prometheus:
                 self.stop()
 
 
-def alertmanager(processes: Processes) -> int:
+def alertmanager(processes: Processes, file: Path = ROOT / "alerts" / "alertmanager.yml") -> int:
     binary = program("alertmanager", "prometheus-alertmanager", install="apt-get install prometheus-alertmanager")
     port = free_port()
-    file = ROOT / "alerts" / "alertmanager.yml"
-    if not file.exists():
-        file = processes.folder / "alertmanager.yml"
-        file.write_text("route: {receiver: nobody}\nreceivers: [{name: nobody}]\n", encoding="utf-8")
     processes.start(
         "alertmanager",
         [

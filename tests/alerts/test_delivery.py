@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 import yaml
+from support.promtool import seconds
 from support.rules import ALERTS, RULE_FILES, alerts, load
 
 NAMES = {rule.name for rule in alerts()}
@@ -91,6 +92,31 @@ def test_inhibition_names_alerts_that_exist_and_stays_on_one_host(rule):
     for alert in alerts():
         if alert.name in sources and gone:
             assert all(f"$labels.{label}" in str(alert.body["annotations"]) for label in gone)
+
+
+# (cause, consequence) that need not come in that order, and why.
+_LATER = {
+    ("GpuhostCheckpointStalled", "GpuhostCheckpointOverdue"): "overdue is what trains on, and stalls later",
+    ("GpuhostJobHung", "GpuhostJobOOMKilled"): "the killed process is what the others then wait for",
+    ("GpuhostRDMAPortMissing", "GpuhostRDMATimeouts"): "a port that is gone counts no timeouts",
+    ("GpuhostRDMAPortMissing", "GpuhostRDMACompletionErrors"): "nor errors",
+}
+
+
+def test_a_cause_fires_before_its_consequences_are_told_of():
+    """Within the time that Alertmanager waits with a new group, or both are told."""
+    waits = {alert.name: seconds(alert.body["for"]) for alert in alerts()}
+    told = {alert.name for alert in alerts() if alert.body["labels"]["severity"] != "info"}
+    late = set()
+    for rule in CONFIG["inhibit_rules"]:
+        how, targets = matchers(rule["target_matchers"]).get("alertname", ("", ""))
+        if how not in ("=", "=~") or targets == "Gpuhost.*":
+            continue  # what cannot be read any more does not come up either
+        for cause in named(matchers(rule["source_matchers"])["alertname"][1]):
+            for consequence in named(targets) & told:
+                if waits[cause] > waits[consequence] + seconds(CONFIG["route"]["group_wait"]):
+                    late.add((cause, consequence))
+    assert late == set(_LATER)
 
 
 def test_pages_and_tickets_go_somewhere_and_info_nowhere():
