@@ -113,8 +113,8 @@ class Prometheus:
     def data(self) -> Path:
         return self.processes.folder / "prometheus"
 
-    def start(self, lookback_ms: int = 60_000) -> None:
-        """`lookback_ms`: how old a sample may be to count as the present one."""
+    def start(self, lookback_ms: int = 60_000, options: Sequence[str] = ()) -> None:
+        """`lookback_ms`: how old a sample may be to count as the present one. `options`: others of Prometheus."""
         binary = program("prometheus", install="apt-get install prometheus")
         configuration: dict[str, Any] = {
             "global": {"scrape_interval": f"{self.every}s", "evaluation_interval": f"{self.every}s"},
@@ -145,6 +145,7 @@ class Prometheus:
                 "--storage.tsdb.retention.time=40d",
                 # Samples that were put in carry no mark where their series ends.
                 f"--query.lookback-delta={lookback_ms}ms",
+                *options,
             ],
         )
         answers(f"{self.url}/-/ready", self.processes, "prometheus")
