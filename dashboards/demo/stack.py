@@ -227,14 +227,14 @@ def write_openmetrics(file: Path, hosts: Mapping[str, Iterable[tuple[float, str]
         for instance, scrapes in hosts.items():
             target = f'cluster="demo",instance="{instance}",job="gpuhost-demo"'
             for wall, text in scrapes:
-                out.writelines(_with_target(text, target, f" {wall:.3f}\n"))
+                out.writelines(with_target(text, target, f" {wall:.3f}\n"))
         out.write("# EOF\n")
 
 
 _OWN_JOB = re.compile(r'(?<=[{,])job="')
 
 
-def _with_target(text: str, target: str, end: str) -> Iterator[str]:
+def with_target(text: str, target: str, end: str) -> Iterator[str]:
     for line in text.splitlines():
         if line.startswith("#"):
             continue

@@ -25,6 +25,7 @@ BASELINE = 10.0  # seconds of health before, so that counters have something to 
 # that scenarios lead to is half an hour.
 LOOK = 20 + 30 * 60 / SCALE + 20
 LATE = 240.0  # seconds more for a busy machine
+TRIES = 2
 OVER = 900.0  # the longest range is an hour
 
 
@@ -76,13 +77,14 @@ SCENARIOS = {
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    pages: list[set[str]]  # a message each
+    pages: list[set[str]]  # what is new in each message
     tickets: set[str]
     after: set[str]
     left: set[str]  # told to fire and never to be over
 
 
 def deliver(folder, names):
+    """What was delivered, and which hosts did not answer each time: then it is the machine that was seen."""
     with Delivery(folder, SCALE, EVERY, {name: SCENARIOS[name].first for name in names}) as delivery:
         time.sleep(BASELINE)
         for name in names:
@@ -111,9 +113,10 @@ def deliver(folder, names):
             ),
             OVER,
         )
-        return {
+        found = {
             name: Delivered(*before[name], _news(told(name), before[name]), delivery.firing(name)) for name in names
         }
+        return found, delivery.silent()
 
 
 def _news(now, before):
@@ -128,7 +131,12 @@ def delivered(tmp_path_factory):
     names = list(SCENARIOS)
     found = {}
     for start in range(0, len(names), AT_ONCE):
-        found |= deliver(tmp_path_factory.mktemp("delivery"), names[start : start + AT_ONCE])
+        for _ in range(TRIES):
+            some, silent = deliver(tmp_path_factory.mktemp("delivery"), names[start : start + AT_ONCE])
+            if not silent:
+                break
+        assert not silent, f"the machine was too busy for {', '.join(silent)} to answer Prometheus, {TRIES} times"
+        found |= some
     return found
 
 
@@ -140,7 +148,10 @@ def test_every_scenario_has_a_row():
 def test_a_scenario_delivers_what_it_should_and_that_it_is_over(delivered, name):
     found, wanted = delivered[name], SCENARIOS[name]
     assert set().union(*found.pages) == wanted.pages
-    assert len(found.pages) <= 1, "one cause is one page"
+    # A second may tell of more devices: what the exporter itself takes to look at all of them is not scaled.
+    assert len({frozenset(each.split()[0] for each in message) for message in found.pages}) <= 1, (
+        "one cause is one page"
+    )
     assert found.tickets == wanted.tickets
     assert found.after - wanted.perhaps == wanted.after
     assert found.left == set()

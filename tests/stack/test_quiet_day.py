@@ -1,133 +1,66 @@
-"""A day of a host that trains as it should, and of one that does nothing: no rule fires in a replay of that day.
-
-The day is made by the real collectors below a clock that is moved by hand, looked at every half minute, scraped every
-minute, put into VictoriaMetrics and replayed with vmalert.
-"""
+"""A day of a host that trains as it should, and of one that does nothing: no alert fires when that day is replayed."""
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
-import json
-import multiprocessing
-import os
 import shutil
-import subprocess
-import sys
-import urllib.parse
-import urllib.request
 
 import pytest
-from support.boards import FOLDER
-from support.promql import names_in
-from support.rules import RULE_FILES, recordings, rules
+from support.days import DAY, EVERY, PROGRAMS, Days, stack
+from support.rules import RULE_FILES
 
-sys.path.insert(0, os.path.join(FOLDER, "demo"))
-
-import stack
-from history import record
-
-NEEDED = ("victoria-metrics", "vmalert")
 SCENARIOS = ("steady", "idle")
-DAY, EVERY, STEP = 86400, 60, 30
-BEGIN = 1_700_000_000 // EVERY * EVERY
-# It is left out of what is replayed: a host that is known for ten minutes only.
-PROBE = "GpuhostGPULost"
-
+# Of a host that is broken: shows that a replay does fire.
+BROKEN = "gpu-lost"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(
-        not all(shutil.which(name) for name in NEEDED), reason="a day is NOT replayed: apt-get install victoria-metrics"
+        not all(shutil.which(name) for name in PROGRAMS),
+        reason="a day is NOT replayed: apt-get install victoria-metrics",
     ),
 ]
+_RECORDING = [file for file in RULE_FILES if "recording-host" in file]
+_ALERTS = [file for file in RULE_FILES if "recording" not in file]
 
 
-def _names():
-    recorded = {rule.name for rule in recordings()}
-    return frozenset(set().union(*(names_in(rule.expr) for rule in rules())) - recorded)
-
-
-def _day(scenario, names):
-    """Lines for import: name, labels, value, milliseconds."""
-    scrapes = record(
-        [(scenario, 60.0)], host="h100x8", wall=float(BEGIN), every=EVERY, step=STEP, end=DAY, names=names
-    )
-    found = []
-    for second, text in scrapes:
-        up = 'up{} 1\n'
-        found.append("".join(stack.with_target(up + text, _target(scenario), f" {(BEGIN + int(second)) * 1000}\n")))
-    return "".join(found)
-
-
-def _target(scenario):
-    return f'cluster="demo",instance="{scenario}",job="gpuhost-demo"'
-
-
-class Store:
-    def __init__(self, processes):
-        self.url = f"http://127.0.0.1:{stack.free_port()}"
-        processes.start(
-            "victoria-metrics",
-            [
-                "victoria-metrics",
-                f"-storageDataPath={processes.folder / 'data'}",
-                f"-httpListenAddr={self.url.removeprefix('http://')}",
-                "-retentionPeriod=100y",
-                "-search.disableCache",
-            ],
-        )
-        stack.answers(f"{self.url}/health", processes, "victoria-metrics")
-
-    def put(self, lines):
-        urllib.request.urlopen(f"{self.url}/api/v1/import/prometheus", lines.encode(), timeout=300).close()
-
-    def flush(self):
-        urllib.request.urlopen(f"{self.url}/internal/force_flush", timeout=60).close()
-
-    def ask(self, query):
-        """Series of an instant query at the end of the day."""
-        text = urllib.parse.urlencode({"query": query, "time": BEGIN + DAY})
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{text}", timeout=120) as answer:
-            return json.load(answer)["data"]["result"]
-
-
-def _replay(store, files):
-    done = subprocess.run(
-        [
-            "vmalert",
-            *(f"-rule={file}" for file in files),
-            f"-datasource.url={store.url}",
-            f"-remoteWrite.url={store.url}",
-            f"-evaluationInterval={EVERY}s",
-            f"-replay.timeFrom={BEGIN}",
-            f"-replay.timeTo={BEGIN + DAY - EVERY}",
-            "-replay.disableProgressBar",
-            "-httpListenAddr=127.0.0.1:0",
-            "-external.url=http://localhost",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    store.flush()
+def replayed(folder, scenarios, seconds):
+    processes = stack.Processes(folder)
+    try:
+        days = Days(processes, scenarios, seconds)
+        days.replay(_RECORDING)
+        days.replay(_ALERTS)
+        yield days
+    finally:
+        processes.stop()
 
 
 @pytest.fixture(scope="module")
 def day(tmp_path_factory):
-    processes = stack.Processes(tmp_path_factory.mktemp("day"))
-    store = Store(processes)
-    try:
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(len(SCENARIOS), context) as pool:
-            for lines in pool.map(functools.partial(_day, names=_names()), SCENARIOS):
-                store.put(lines)
-        store.flush()
-        recording = [file for file in RULE_FILES if "recording-host" in file]
-        _replay(store, recording)
-        _replay(store, [file for file in RULE_FILES if file not in recording])
-        yield store
-    finally:
-        processes.stop()
+    yield from replayed(tmp_path_factory.mktemp("day"), SCENARIOS, DAY)
+
+
+@pytest.fixture(scope="module")
+def hour(tmp_path_factory):
+    yield from replayed(tmp_path_factory.mktemp("hour"), (BROKEN,), 3600)
+
+
+def fired(days):
+    found = days.ask('count by (instance, alertname) (last_over_time(ALERTS{alertstate="firing"}[2d]))')
+    return {(each["metric"]["instance"], each["metric"]["alertname"]) for each in found}
+
+
+def test_no_alert_fires(day):
+    assert fired(day) == set()
+
+
+def test_the_whole_day_was_there(day):
+    (told, *_), *others = (
+        [each["value"][1] for each in day.ask(f"count_over_time(up{{instance='{name}'}}[2d])")] for name in SCENARIOS
+    )
+    assert {told, *(other for (other,) in others)} == {str(DAY // EVERY)}
+    recorded = {each["metric"]["__name__"] for each in day.ask('last_over_time({__name__=~".+:gpuhost_.+"}[2d])')}
+    assert recorded
+
+
+def test_the_same_replay_of_a_lost_gpu_fires(hour):
+    assert (BROKEN, "GpuhostGPULost") in fired(hour)

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -163,6 +164,11 @@ class Delivery:
     def ask(self, path: str) -> Any:
         with urllib.request.urlopen(f"{self.prometheus.url}/api/v1/{path}", timeout=30) as answer:
             return json.load(answer)["data"]
+
+    def silent(self) -> list[str]:
+        """The hosts that have failed to answer Prometheus at least once."""
+        query = urllib.parse.urlencode({"query": "min_over_time(up[1h]) == 0"})
+        return sorted(each["metric"]["instance"] for each in self.ask(f"query?{query}")["result"])
 
     def wait_for(self, holds: Callable[[], bool], seconds: float) -> bool:
         """Whether it held in time."""
