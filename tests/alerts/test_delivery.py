@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 import yaml
-from support.promtool import seconds
 from support.promql import labels_of
+from support.promtool import seconds
 from support.rules import ALERTS, RULE_FILES, alerts, load, metric
 
 NAMES = {rule.name for rule in alerts()}
