@@ -83,8 +83,22 @@ class Delivered:
     left: set[str]  # told to fire and never to be over
 
 
+def wrong(wanted, found):
+    """What is not as it should be."""
+    # A second message may tell of more devices: what the exporter takes to look at all of them is not scaled.
+    causes = {frozenset(name.split()[0] for name in message) for message in found.pages}
+    checks = {
+        "pages": set().union(*found.pages) == wanted.pages,
+        "one cause is one page": len(causes) <= 1,
+        "tickets": found.tickets == wanted.tickets,
+        "after": found.after - wanted.perhaps == wanted.after,
+        "over": not found.left,
+    }
+    return [f"{what}: {found}" for what, holds in checks.items() if not holds]
+
+
 def deliver(folder, names):
-    """What was delivered, and which hosts did not answer each time: then it is the machine that was seen."""
+    """What was delivered, and which hosts did not answer each scrape: it may be a busy machine that was seen."""
     with Delivery(folder, SCALE, EVERY, {name: SCENARIOS[name].first for name in names}) as delivery:
         time.sleep(BASELINE)
         for name in names:
@@ -133,9 +147,9 @@ def delivered(tmp_path_factory):
     for start in range(0, len(names), AT_ONCE):
         for _ in range(TRIES):
             some, silent = deliver(tmp_path_factory.mktemp("delivery"), names[start : start + AT_ONCE])
-            if not silent:
+            if not (silent and any(wrong(SCENARIOS[name], told) for name, told in some.items())):
                 break
-        assert not silent, f"the machine was too busy for {', '.join(silent)} to answer Prometheus, {TRIES} times"
+            print(f"The machine was too busy for {', '.join(silent)} to answer each scrape")
         found |= some
     return found
 
@@ -146,15 +160,7 @@ def test_every_scenario_has_a_row():
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_scenario_delivers_what_it_should_and_that_it_is_over(delivered, name):
-    found, wanted = delivered[name], SCENARIOS[name]
-    assert set().union(*found.pages) == wanted.pages
-    # A second may tell of more devices: what the exporter itself takes to look at all of them is not scaled.
-    assert len({frozenset(each.split()[0] for each in message) for message in found.pages}) <= 1, (
-        "one cause is one page"
-    )
-    assert found.tickets == wanted.tickets
-    assert found.after - wanted.perhaps == wanted.after
-    assert found.left == set()
+    assert wrong(SCENARIOS[name], delivered[name]) == []
 
 
 def test_the_table(delivered, capsys):
