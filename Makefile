@@ -48,6 +48,7 @@ bench: $(VENV)/.dev
 	$(VENV)/bin/python tests/bench/bench.py --no-collector.ledger --no-collector.rdma --no-collector.rdma_ethernet
 	PYTHONPATH=tests:tests/unit $(VENV)/bin/python tests/bench/storage.py
 	PYTHONPATH=tests $(VENV)/bin/python tests/bench/fleet.py
+	PYTHONPATH=tests $(VENV)/bin/python tests/bench/rules.py
 	PYTHONPATH=tests $(VENV)/bin/python tests/bench/ledger.py
 
 metrics: $(VENV)/.run

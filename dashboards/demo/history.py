@@ -174,7 +174,9 @@ def record(
     `wall`: time of day at the walk's beginning. `step`: seconds between looks; more is faster, the ledger coarser.
     """
     found = []
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:  # noqa: S108
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+    # The thread that keeps the state may still write when it is told to end.
+    with tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True) as folder:
         walk = Walk(folder, host, stops, wall, start)
         try:
             for second in range(start, end, step):

@@ -102,6 +102,8 @@ class Prometheus:
     targets: Mapping[str, int]  # instance -> port
     port: int = field(default_factory=free_port)
     alertmanager: int | None = None
+    rules: Sequence[Path] = tuple(RULES)
+    every: int = SCRAPE_SECONDS  # scrapes and evaluates
 
     @property
     def url(self) -> str:
@@ -111,12 +113,12 @@ class Prometheus:
     def data(self) -> Path:
         return self.processes.folder / "prometheus"
 
-    def start(self, lookback_ms: int = 60_000) -> None:
-        """`lookback_ms`: how old a sample may be to count as the present one."""
+    def start(self, lookback_ms: int = 60_000, options: Sequence[str] = ()) -> None:
+        """`lookback_ms`: how old a sample may be to count as the present one. `options`: others of Prometheus."""
         binary = program("prometheus", install="apt-get install prometheus")
         configuration: dict[str, Any] = {
-            "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"},
-            "rule_files": [str(file) for file in RULES],
+            "global": {"scrape_interval": f"{self.every}s", "evaluation_interval": f"{self.every}s"},
+            "rule_files": [str(file) for file in self.rules],
             "scrape_configs": [
                 {
                     "job_name": "gpuhost-demo",
@@ -143,6 +145,7 @@ class Prometheus:
                 "--storage.tsdb.retention.time=40d",
                 # Samples that were put in carry no mark where their series ends.
                 f"--query.lookback-delta={lookback_ms}ms",
+                *options,
             ],
         )
         answers(f"{self.url}/-/ready", self.processes, "prometheus")
@@ -170,13 +173,9 @@ class Prometheus:
                 self.stop()
 
 
-def alertmanager(processes: Processes) -> int:
+def alertmanager(processes: Processes, file: Path = ROOT / "alerts" / "alertmanager.yml") -> int:
     binary = program("alertmanager", "prometheus-alertmanager", install="apt-get install prometheus-alertmanager")
     port = free_port()
-    file = ROOT / "alerts" / "alertmanager.yml"
-    if not file.exists():
-        file = processes.folder / "alertmanager.yml"
-        file.write_text("route: {receiver: nobody}\nreceivers: [{name: nobody}]\n", encoding="utf-8")
     processes.start(
         "alertmanager",
         [
@@ -228,14 +227,14 @@ def write_openmetrics(file: Path, hosts: Mapping[str, Iterable[tuple[float, str]
         for instance, scrapes in hosts.items():
             target = f'cluster="demo",instance="{instance}",job="gpuhost-demo"'
             for wall, text in scrapes:
-                out.writelines(_with_target(text, target, f" {wall:.3f}\n"))
+                out.writelines(with_target(text, target, f" {wall:.3f}\n"))
         out.write("# EOF\n")
 
 
 _OWN_JOB = re.compile(r'(?<=[{,])job="')
 
 
-def _with_target(text: str, target: str, end: str) -> Iterator[str]:
+def with_target(text: str, target: str, end: str) -> Iterator[str]:
     for line in text.splitlines():
         if line.startswith("#"):
             continue

@@ -9,7 +9,9 @@ import subprocess
 
 import pytest
 import yaml
-from support.rules import ALERTS, RULE_FILES, alerts, load
+from support.promql import labels_of
+from support.promtool import seconds
+from support.rules import ALERTS, RULE_FILES, alerts, load, metric
 
 NAMES = {rule.name for rule in alerts()}
 CONFIG = load(f"{ALERTS}/alertmanager.yml")
@@ -88,9 +90,38 @@ def test_inhibition_names_alerts_that_exist_and_stays_on_one_host(rule):
     sources = named(matchers(rule["source_matchers"])["alertname"][1])
     assert sources
     # Alertmanager takes a label that both lack for equal: a source without the label would silence what has none.
+    targets = matchers(rule["target_matchers"]).get("alertname", ("", ""))
+    consequences = (
+        named(targets[1]) if targets[0] in ("=", "=~") and "gpu" not in rule["target_matchers"][-1] else set()
+    )
     for alert in alerts():
-        if alert.name in sources and gone:
-            assert all(f"$labels.{label}" in str(alert.body["annotations"]) for label in gone)
+        if alert.name in sources | consequences:
+            assert gone <= labels_of(alert.expr, metric).labels, alert.name
+
+
+# (cause, consequence) that need not come in that order, and why.
+_LATER = {
+    ("GpuhostCheckpointStalled", "GpuhostCheckpointOverdue"): "overdue is what trains on, and stalls later",
+    ("GpuhostJobHung", "GpuhostJobOOMKilled"): "the killed process is what the others then wait for",
+    ("GpuhostRDMAPortMissing", "GpuhostRDMATimeouts"): "a port that is gone counts no timeouts",
+    ("GpuhostRDMAPortMissing", "GpuhostRDMACompletionErrors"): "nor errors",
+}
+
+
+def test_a_cause_fires_before_its_consequences_are_told_of():
+    """Within the time that Alertmanager waits with a new group, or both are told."""
+    waits = {alert.name: seconds(alert.body["for"]) for alert in alerts()}
+    told = {alert.name for alert in alerts() if alert.body["labels"]["severity"] != "info"}
+    late = set()
+    for rule in CONFIG["inhibit_rules"]:
+        how, targets = matchers(rule["target_matchers"]).get("alertname", ("", ""))
+        if how not in ("=", "=~") or targets == "Gpuhost.*":
+            continue  # what cannot be read any more does not come up either
+        for cause in named(matchers(rule["source_matchers"])["alertname"][1]):
+            for consequence in named(targets) & told:
+                if waits[cause] > waits[consequence] + seconds(CONFIG["route"]["group_wait"]):
+                    late.add((cause, consequence))
+    assert late == set(_LATER)
 
 
 def test_pages_and_tickets_go_somewhere_and_info_nowhere():
