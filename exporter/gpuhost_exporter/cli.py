@@ -306,7 +306,7 @@ def _verify(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     _log("error" if options.level is None else options.level)
-    asked = Asked(options.directory, options.peer)
+    asked = Asked(options.directory, options.peer, settings.storage_path)
     chosen = Options(options.mode, asked, options.while_busy, options.new_baseline, options.json, options.junit)
     return verify(settings, options.launcher, chosen)
 
