@@ -88,7 +88,7 @@ def copies(count=2):
 
 
 def wires(peer="node-8", samples=(*PORT, LATENCY), storage=None):
-    return outcome(wire.plan(Asked(peer=peer, storage=storage), Latest(samples)))
+    return outcome(wire.plan(Asked(peer=peer, storage=storage), Latest(samples), "quick"))
 
 
 def files(folder, live=None, mode="quick"):
@@ -156,7 +156,7 @@ def test_wrong_sums_fail_however_fast_they_come(programs, tmp_path):
 
 def test_the_way_to_a_peer_is_measured_on_ports_that_are_up(programs, tmp_path):
     for name in ("ib_write_bw", "ib_write_lat"):
-        install(programs, name, printing(RECORDED / f"{name}.txt"))
+        install(programs, name, f'echo "$@" >{tmp_path}/{name}; {printing(RECORDED / f"{name}.txt")}')
     install(programs, "mpirun", f'echo "$@" >{tmp_path}/asked; {median(2.31)}')
     results = wires(storage="/state")
     assert measured(results) == {
@@ -165,6 +165,8 @@ def test_the_way_to_a_peer_is_measured_on_ports_that_are_up(programs, tmp_path):
         "MPI all-reduce": ("pass", pytest.approx(2.31e-6)),
     }
     assert results[-1].target == 5e-6
+    assert (tmp_path / "ib_write_bw").read_text() == "-d mlx5_0 -i 1 -D 5 -f 1 --report_gbits node-8\n"
+    assert (tmp_path / "ib_write_lat").read_text() == "-d mlx5_0 -i 1 node-8\n"
     program = f"{sys.executable} -m gpuhost_exporter allreduce --storage.path=/state\n"
     assert (tmp_path / "asked").read_text() == f"-np 2 --host localhost,node-8 {program}"
 

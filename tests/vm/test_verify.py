@@ -48,20 +48,21 @@ def test_fio_finds_the_throttled_member_and_what_the_host_did_before(machine, ar
 
 
 def test_perftest_measures_the_wire_to_a_peer_that_goes_through_its_ports(wire):
-    """Each port reaches the other one: 10 Gb/s by name, some ten megabytes a second in emulation."""
+    """Each port reaches the other one: 10 Gb/s by name, some ten megabytes a second in emulation, where 5 s are few."""
     peer = wire.start(
         "for program in ib_write_bw ib_write_lat; do for device in rxe1 rxe0; do timeout 150 $program -d $device; "
         "done; done; true"
     )
     sent = float(wire.run(SENT))
-    found = verify(wire, "--peer=192.168.77.2")
+    found = verify(wire, "--full", "--peer=192.168.77.2")
     sent = float(wire.run(SENT)) - sent
     told = peer.result(30)
     for port in ("rxe0 port 1", "rxe1 port 1"):
         result = found["RDMA write", port]
-        assert (result["verdict"], result["target"]) == ("fail", pytest.approx(0.95 * 10e9 / 8))
+        assert result.get("target") == pytest.approx(0.95 * 10e9 / 8), f"{result}\nThe peer said: {told}"
+        assert result["verdict"] == "fail"
         assert 1e6 < result["value"] < result["target"]
-    assert sent * 1024 > 3 * found["RDMA write", "rxe0 port 1"]["value"], "packets of 1024 bytes for 3 s and more"
+    assert sent * 1024 > 18 * found["RDMA write", "rxe0 port 1"]["value"], "packets of 1024 bytes, for 18 s and more"
     assert told.count("RDMA_Write BW Test") == told.count("RDMA_Write Latency Test") == 2
     for port in ("rxe0 port 1", "rxe1 port 1"):
         latency = found["RDMA write latency", port]

@@ -88,7 +88,7 @@ def _plan(app: App, live: Live, options: Options) -> list[Planned]:
     return [
         *fio.plan(options.asked, live, options.mode),
         *gpus.plan(live.latest, app.host.targets, options.mode),
-        *wire.plan(options.asked, live.latest),
+        *wire.plan(options.asked, live.latest, options.mode),
     ]
 
 

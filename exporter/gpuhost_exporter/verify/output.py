@@ -76,15 +76,16 @@ def junit(run: Run, host: str) -> bytes:
 
 
 def _table(judged: Sequence[tuple[str, Result]], width: int) -> str:
-    head = ("check", "measured", "target", "baseline", "verdict")
-    rows = [(name, *_figures(result), result.verdict) for name, result in judged]
+    lines = [["check", "measured", "target", "baseline", "verdict"]]
+    lines += [[name, *_figures(result), result.verdict] for name, result in judged]
     if not any(result.baseline for _, result in judged):
-        head, rows = (*head[:3], head[4]), [(*row[:3], row[4]) for row in rows]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        lines = [[*line[:3], line[4]] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     room = width - 2 * (len(widths) - 1)
     while sum(widths) > room and max(widths) > _LEAST_WIDTH:
         widths[widths.index(max(widths))] -= 1
-    return table(head, [tuple(map(_cut, row, widths)) for row in rows])
+    head, *rows = [[*map(_cut, line, widths)] for line in lines]
+    return table(head, rows)
 
 
 def _filled(lines: Iterable[str], width: int) -> str:

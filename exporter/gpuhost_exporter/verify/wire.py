@@ -1,6 +1,6 @@
 """What the way to another host delivers: perftest to a peer, and an MPI all-reduce with it.
 
-    $ ib_write_bw -d mlx5_0 -i 1 -D 5 -f 1 --report_gbits PEER                    3 of 5 seconds count
+    $ ib_write_bw -d mlx5_0 -i 1 -D 5 -f 1 --report_gbits PEER                   3 of 5 seconds count
      #bytes     #iterations    BW peak[Gb/sec]    BW average[Gb/sec]   MsgRate[Mpps]
      65536      2242290          0.00               391.87               0.747431
     $ ib_write_lat -d mlx5_0 -i 1 PEER
@@ -28,15 +28,14 @@ from gpuhost_exporter.latest import Latest
 from gpuhost_exporter.sources import tools
 from gpuhost_exporter.verify import thresholds
 from gpuhost_exporter.verify.measurement import ROOM_TO_HANG, Asked, Measurement, Planned, Waiting, attempt, succeeded
-from gpuhost_exporter.verify.result import Result
+from gpuhost_exporter.verify.result import Mode, Result
 from gpuhost_exporter.verify.thresholds import judge
 
 BANDWIDTH, LATENCY, ALL_REDUCE = "RDMA write", "RDMA write latency", "MPI all-reduce"
 CHECKS = (BANDWIDTH, LATENCY, ALL_REDUCE)
 _PROGRAMS = {BANDWIDTH: "ib_write_bw", LATENCY: "ib_write_lat"}
-# By time: the usual 5,000 messages are over in 7 ms on a port of 400 Gb/s, and take minutes on a slow one.
-_OPTIONS = {BANDWIDTH: ("-D", "5", "-f", "1", "--report_gbits"), LATENCY: ()}
-_SECONDS = 10.0
+_SETTING_UP = 10.0  # seconds that connecting and starting ranks may well take
+_BANDWIDTH_SECONDS = {"quick": 5, "full": 20}
 _NOBODY = ("Couldn't connect", "Unable to init the socket connection")  # also of a name that nobody knows
 _PATIENCE = 5.0
 _LOOK_SECONDS = 0.3
@@ -55,7 +54,7 @@ class _Peer:
     patience: float
 
 
-def plan(asked: Asked, latest: Latest) -> list[Planned]:
+def plan(asked: Asked, latest: Latest, mode: Mode) -> list[Planned]:
     ports = [labels for labels, up in latest.rows(rdma.UP).items() if up]
     planned: list[Planned] = []
     peer = _Peer(asked.peer or "", _PATIENCE)
@@ -65,15 +64,16 @@ def plan(asked: Asked, latest: Latest) -> list[Planned]:
             planned.append(Result(check, "", "skipped", why=why))
             continue
         for device, port in ports:
-            run = partial(_perftest, latest, peer, check, device, port)
-            planned.append(Measurement(f"{program} {device}", _SECONDS, run))
+            lasts = _BANDWIDTH_SECONDS[mode] if check == BANDWIDTH else 0
+            run = partial(_perftest, latest, peer, check, device, port, lasts)
+            planned.append(Measurement(f"{program} {device}", lasts + 2.0, run))
     why = _obstacle(asked, "mpirun")
     if not why and not tools.has_module("mpi4py"):
         why = "mpi4py is not installed: pip install 'gpuhost-exporter[mpi]'"
     if why:
         planned.append(Result(ALL_REDUCE, "", "skipped", why=why))
     else:
-        planned.append(Measurement("allreduce", _SECONDS, partial(_all_reduce, latest, asked)))
+        planned.append(Measurement("allreduce", _SETTING_UP, partial(_all_reduce, latest, asked)))
     return planned
 
 
@@ -116,13 +116,17 @@ def _obstacle(asked: Asked, program: str) -> str:
     return "" if tools.find(program) else f"{program} is not installed"
 
 
-def _perftest(latest: Latest, peer: _Peer, check: str, device: str, port: str, waiting: Waiting) -> Sequence[Result]:
+def _perftest(
+    latest: Latest, peer: _Peer, check: str, device: str, port: str, lasts: int, waiting: Waiting
+) -> Sequence[Result]:
     results: list[Result] = []
     name = f"{device} port {port}"
     with attempt(check, name, results):
         program = _PROGRAMS[check]
-        command = (program, "-d", device, "-i", port, *_OPTIONS[check], peer.host)
-        output = succeeded(program, _ask(command, peer, waiting))
+        # By time: the usual 5,000 messages are over in 7 ms on a port of 400 Gb/s, and take minutes on a slow one.
+        options = ("-D", str(lasts), "-f", "1", "--report_gbits") if lasts else ()
+        command = (program, "-d", device, "-i", port, *options, peer.host)
+        output = succeeded(program, _ask(command, peer, lasts + _SETTING_UP, waiting))
         if check == BANDWIDTH:
             rate = parse_perftest(output, "BW_average") * 1e9 / 8
             line = latest.value(rdma.RATE, device, port)
@@ -132,11 +136,11 @@ def _perftest(latest: Latest, peer: _Peer, check: str, device: str, port: str, w
     return results
 
 
-def _ask(command: Sequence[str], peer: _Peer, waiting: Waiting) -> tools.Answer:
+def _ask(command: Sequence[str], peer: _Peer, seconds: float, waiting: Waiting) -> tools.Answer:
     """Its answer once the peer listens. Raises Absent."""
     until = time.monotonic() + peer.patience
     while True:
-        answer = tools.run(command, _SECONDS * ROOM_TO_HANG, waiting)
+        answer = tools.run(command, seconds * ROOM_TO_HANG, waiting)
         if not answer.status or not any(words in answer.errors + answer.output for words in _NOBODY):
             return answer
         if time.monotonic() >= until:
@@ -152,7 +156,7 @@ def _all_reduce(latest: Latest, asked: Asked, waiting: Waiting) -> Sequence[Resu
         program = (sys.executable, "-m", "gpuhost_exporter", "allreduce")
         storage = (f"--storage.path={asked.storage}",) if asked.storage else ()
         command = ("mpirun", "-np", "2", "--host", f"localhost,{asked.peer}", *program, *storage)
-        answer = tools.run(command, _SECONDS * ROOM_TO_HANG, waiting, _AS_ROOT)
+        answer = tools.run(command, _SETTING_UP * ROOM_TO_HANG, waiting, _AS_ROOT)
         if any(words in answer.errors for words in _NOT_STARTED):
             raise Absent(
                 f"mpirun starts nothing on {asked.peer}: it needs ssh without a password, and {program[0]} there"
