@@ -165,8 +165,8 @@ def test_the_way_to_a_peer_is_measured_on_ports_that_are_up(programs, tmp_path):
         "MPI all-reduce": ("pass", pytest.approx(2.31e-6)),
     }
     assert results[-1].target == 5e-6
-    assert (tmp_path / "ib_write_bw").read_text() == "-d mlx5_0 -i 1 -D 5 -f 1 --report_gbits node-8\n"
-    assert (tmp_path / "ib_write_lat").read_text() == "-d mlx5_0 -i 1 node-8\n"
+    assert (tmp_path / "ib_write_bw").read_text() == "-d mlx5_0 -i 1 -F -D 5 -f 1 --report_gbits node-8\n"
+    assert (tmp_path / "ib_write_lat").read_text() == "-d mlx5_0 -i 1 -F node-8\n"
     program = f"{sys.executable} -m gpuhost_exporter allreduce --storage.path=/state\n"
     assert (tmp_path / "asked").read_text() == f"-np 2 --host localhost,node-8 {program}"
 

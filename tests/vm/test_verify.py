@@ -10,6 +10,7 @@ from vm.machine import EXPORTER
 MIB = 1 << 20
 ROOM = 1024  # MiB
 FIO = (("storage write", "md0"), ("storage read", "md0"))
+WIRE = ("RDMA write", "RDMA write latency")
 SENT = "cat /sys/class/infiniband/rxe0/ports/1/hw_counters/sent_pkts"
 
 
@@ -47,24 +48,32 @@ def test_fio_finds_the_throttled_member_and_what_the_host_did_before(machine, ar
     assert machine.run("ls -A /mnt/test").split() == ["lost+found"]
 
 
-def test_perftest_measures_the_wire_to_a_peer_that_goes_through_its_ports(wire):
-    """Each port reaches the other one: 10 Gb/s by name, some ten megabytes a second in emulation, where 5 s are few."""
-    peer = wire.start(
-        "for program in ib_write_bw ib_write_lat; do for device in rxe1 rxe0; do timeout 150 $program -d $device; "
+def to_the_peer(machine):
+    """What perftest measured on each port, by check and port, and the packets that the first one sent."""
+    peer = machine.start(
+        "for program in ib_write_bw ib_write_lat; do for device in rxe1 rxe0; do timeout 150 $program -F -d $device; "
         "done; done; true"
     )
-    sent = float(wire.run(SENT))
-    found = verify(wire, "--full", "--peer=192.168.77.2")
-    sent = float(wire.run(SENT)) - sent
-    told = peer.result(30)
-    for port in ("rxe0 port 1", "rxe1 port 1"):
-        result = found["RDMA write", port]
-        assert result.get("target") == pytest.approx(0.95 * 10e9 / 8), f"{result}\nThe peer said: {told}"
-        assert result["verdict"] == "fail"
-        assert 1e6 < result["value"] < result["target"]
-    assert sent * 1024 > 18 * found["RDMA write", "rxe0 port 1"]["value"], "packets of 1024 bytes, for 18 s and more"
-    assert told.count("RDMA_Write BW Test") == told.count("RDMA_Write Latency Test") == 2
-    for port in ("rxe0 port 1", "rxe1 port 1"):
-        latency = found["RDMA write latency", port]
-        # In emulation perftest at times takes the processor's clock for standing still.
-        assert 1e-6 < latency.get("value", 0) < 0.1 or "got 'inf'" in latency["why"]
+    before = float(machine.run(SENT))
+    found = verify(machine, "--peer=192.168.77.2")
+    told = peer.result(60)
+    print(told)
+    return {key: result for key, result in found.items() if key[0] in WIRE}, float(machine.run(SENT)) - before
+
+
+def test_perftest_measures_the_wire_to_a_peer_that_goes_through_its_ports(wire):
+    """Each port reaches the other one: 10 Gb/s by name, some ten megabytes a second in emulation."""
+    found, sent = to_the_peer(wire)
+    tries = 1
+    # In emulation perftest may find the processor's clock too restless to reckon by, and tells no figure.
+    while not all("value" in result for result in found.values()) and tries < 6:
+        found, sent = to_the_peer(wire)
+        tries += 1
+    assert {*found} == {(check, f"{device} port 1") for check in WIRE for device in ("rxe0", "rxe1")}
+    for (check, _), result in found.items():
+        if check == "RDMA write":
+            assert (result["verdict"], result["target"]) == ("fail", pytest.approx(0.95 * 10e9 / 8))
+            assert 1e6 < result["value"] < result["target"]
+        else:
+            assert 1e-6 < result["value"] < 0.1
+    assert sent * 1024 > 3 * found["RDMA write", "rxe0 port 1"]["value"], "packets of 1024 bytes, for 3 s and more"

@@ -25,8 +25,8 @@ def page(run: Run, simulated: str, width: int = WIDTH) -> str:
     """
     when = datetime.fromtimestamp(run.at, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     counts = ", ".join(f"{run.count(verdict)} {verdict}" for verdict in VERDICTS if run.count(verdict))
-    head = f"SIMULATED host {simulated}: no figure here is real\n" if simulated else ""
-    head += f"{'ACCEPTED' if run.accepted else 'REJECTED'} ({run.mode}, {when}): {counts}\n"
+    head = [f"SIMULATED host {simulated}: no figure here is real"] if simulated else []
+    head.append(f"{'ACCEPTED' if run.accepted else 'REJECTED'} ({run.mode}, {when}): {counts}")
     judged = _groups(result for result in run.results if result.verdict != "skipped")
     said = {word: [(name, result.why) for name, result in judged if result.verdict == word] for word in VERDICTS}
     notes: dict[str, list[str]] = {}
@@ -37,12 +37,13 @@ def page(run: Run, simulated: str, width: int = WIDTH) -> str:
         skipped.setdefault(result.why, []).append(name)
     against_it = [f"{word}  {name}: {why}" for word in ("fail", "warn") for name, why in said[word]]
     others = [
-        f"{word}  {', '.join(names)}: {why}"
+        f"{word}  {'; '.join(names)}: {why}"
         for word, group in (("note", notes), ("skipped", skipped))
         for why, names in group.items()
         if why
     ]
-    return "\n".join(filter(None, (head, _filled(against_it, width), _table(judged, width), _filled(others, width))))
+    parts = (_filled(head, width), _filled(against_it, width), _table(judged, width), _filled(others, width))
+    return "\n".join(filter(None, parts))
 
 
 def as_json(run: Run, simulated: str) -> str:

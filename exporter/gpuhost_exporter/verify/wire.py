@@ -1,9 +1,9 @@
 """What the way to another host delivers: perftest to a peer, and an MPI all-reduce with it.
 
-    $ ib_write_bw -d mlx5_0 -i 1 -D 5 -f 1 --report_gbits PEER                   3 of 5 seconds count
+    $ ib_write_bw -d mlx5_0 -i 1 -F -D 5 -f 1 --report_gbits PEER                3 of 5 seconds count
      #bytes     #iterations    BW peak[Gb/sec]    BW average[Gb/sec]   MsgRate[Mpps]
      65536      2242290          0.00               391.87               0.747431
-    $ ib_write_lat -d mlx5_0 -i 1 PEER
+    $ ib_write_lat -d mlx5_0 -i 1 -F PEER                 -F: also while idle processors' clocks differ
      #bytes #iterations    t_min[usec]    t_max[usec]  t_typical[usec]    t_avg[usec]    t_stdev[usec]   99% ...
      2       1000          0.99           3.21         1.02               1.03           0.03            1.12     2.35
     $ mpirun -np 2 --host localhost,PEER python3 -m gpuhost_exporter allreduce
@@ -125,7 +125,7 @@ def _perftest(
         program = _PROGRAMS[check]
         # By time: the usual 5,000 messages are over in 7 ms on a port of 400 Gb/s, and take minutes on a slow one.
         options = ("-D", str(lasts), "-f", "1", "--report_gbits") if lasts else ()
-        command = (program, "-d", device, "-i", port, *options, peer.host)
+        command = (program, "-d", device, "-i", port, "-F", *options, peer.host)
         output = succeeded(program, _ask(command, peer, lasts + _SETTING_UP, waiting))
         if check == BANDWIDTH:
             rate = parse_perftest(output, "BW_average") * 1e9 / 8
