@@ -100,7 +100,7 @@ def find(latest: Latest, moved: Latest, now: float) -> tuple[Finding, ...]:
 
 def find_each(latest: Latest, moved: Latest, now: float) -> tuple[Finding, ...]:
     """As find(), with what several GPUs or ports share said of each: "GPU 3"."""
-    network = network_findings.find_each(latest, moved)
+    network = network_findings.find(latest, moved, each=True)
     gpus = (Finding(said.kind, f"GPU {said.gpu}", said.message, said.action) for said in _gpus(latest, now))
     return (*_driver(latest), *gpus, *_others(latest, moved, network))
 

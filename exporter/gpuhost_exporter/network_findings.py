@@ -19,26 +19,16 @@ _STALLS = ("ack_timeout", "adaptive_retransmission_timeout")
 _FULL_PACKETS = 4200.0  # 4096 bytes of RDMA and its headers
 
 
-def find(latest: Latest, moved: Latest) -> Iterator[Said]:
-    """`moved`: what the counters of RATED do a second. What several ports share is said once."""
-    yield from _merged(_ports(latest, moved))
-    yield from _platform(latest)
-
-
-def find_each(latest: Latest, moved: Latest) -> Iterator[Said]:
-    """As find(), with what several ports share said of each."""
-    yield from _ports(latest, moved)
-    yield from _platform(latest)
-
-
-def _merged(findings: Iterator[Said]) -> Iterator[Said]:
-    same: dict[tuple[str, str, str], list[str]] = {}
-    for kind, port, message, action in findings:
-        same.setdefault((kind, message, action), []).append(port)
-    for (kind, message, action), ports in same.items():
+def find(latest: Latest, moved: Latest, *, each: bool = False) -> Iterator[Said]:
+    """`moved`: what the counters of RATED do a second. What several ports share is said once, or of `each`."""
+    same: dict[tuple[str, str, str, str], list[str]] = {}
+    for kind, port, message, action in _ports(latest, moved):
+        same.setdefault((kind, message, action, port if each else ""), []).append(port)
+    for (kind, message, action, _), ports in same.items():
         # The line of one port names it whole; of many, the first and how many more.
         more = f" and {len(ports) - 1} more" if len(ports) > 1 else ""
         yield kind, f"{ports[0]}{more}", message, action
+    yield from _platform(latest)
 
 
 def _ports(latest: Latest, moved: Latest) -> Iterator[Said]:
