@@ -57,6 +57,7 @@ P = ParamSpec("P")
 RELEASE_SECONDS = 600.0
 _SETTLING_SECONDS = 0.5
 _LOOK_SECONDS = 5.0
+_FAULTS_SECONDS = 30.0  # into a scenario: every fault has come, and none has gone
 _STORAGE = frozenset({"nvme", "block"})
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
@@ -71,11 +72,12 @@ class Simulation:
 class App:
     """A host with its readers and collectors. Build it before any thread starts; close it whatever happens.
 
-    `unprivileged`: give up this process's capabilities for good. `verify` serves nobody, and starts programs that
-    shall be able to do what the user is.
+    `accepting`: for `verify`, which serves nobody. It keeps this process's capabilities, for it starts programs that
+    shall be able to do what the user is; else they are given up for good. It takes the kernel log from its beginning,
+    and a simulated host where its scenario's faults have come.
     """
 
-    def __init__(self, settings: Settings, launcher: Launcher, *, unprivileged: bool = True) -> None:
+    def __init__(self, settings: Settings, launcher: Launcher, *, accepting: bool = False) -> None:
         self.settings = settings
         self.clock = SystemClock()
         targets = Targets.load(settings.target)
@@ -84,13 +86,14 @@ class App:
         self._sockets: list[pipe.Pipe] = []
         self._changing = threading.Lock()
         self._changed: set[str] = set()
-        if unprivileged:
+        if not accepting:
             linux.keep_capabilities(frozenset())
         try:
             root = Root(settings.procfs, settings.sysfs)
             arguments: dict[str, str] = {}
             if settings.simulate:
-                simulation = self._simulate(settings.simulate, settings.simulate_control)
+                into = _FAULTS_SECONDS if accepting else 0.0
+                simulation = self._simulate(settings.simulate, settings.simulate_control, into)
                 if simulation.folder:
                     root = Root.below(simulation.folder)
                 arguments = {"simulate": simulation.control}
@@ -102,7 +105,7 @@ class App:
                 settings=settings,
                 targets=targets,
                 nvml=nvml,
-                kernel_log=KernelLog(),
+                kernel_log=KernelLog(resumes=not accepting),
                 processes=Processes(self.clock),
                 state=State(storage or self._default_storage()),
                 simulated=settings.simulate or "",
@@ -229,7 +232,7 @@ class App:
 
         return Network(Interfaces(self._simulated_folder))
 
-    def _simulate(self, target: str, control: str | None) -> Simulation:
+    def _simulate(self, target: str, control: str | None, elapsed: float) -> Simulation:
         from gpuhost_exporter.sim import control as simulated
 
         host, scenario = simulated.parse_target(target)
@@ -245,7 +248,7 @@ class App:
                 self._simulation = replace(simulation, folder="")
                 return self._simulation
         else:
-            simulated.create(simulation.control, host, scenario, self.clock)
+            simulated.create(simulation.control, host, scenario, self.clock, elapsed=elapsed)
         ours, theirs = pipe.pair()
         arguments = {"control": simulation.control, "folder": simulation.folder}
         self.launcher.spawn("simulator", arguments, [theirs])

@@ -149,8 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor = command("doctor", _doctor, "Each collector: on or off, why, and what grants it more.")
     _host_options(doctor)
     verify = command("verify", _verify, "Accept or reject this host: what it tells, then what it delivers.")
-    _host_options(verify)
+    verify.description = verify_arguments.DESCRIPTION
     verify_arguments.add_arguments(verify)
+    _host_options(verify)
     health.add_arguments(command("health", health.run, health.DOES))
     nodecondition.add_arguments(
         command("node-condition", _node_condition, "Keep the verdict as a condition of this Kubernetes node; dry run.")
@@ -203,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
 def _host_options(parser: argparse.ArgumentParser) -> None:
     from gpuhost_exporter.collectors import ALL
 
+    parser.usage = "%(prog)s [options]"  # two for each collector would fill a screen
     parser.add_argument("--config.file", dest="config", type=text, metavar="FILE", help="TOML")
     parser.add_argument(
         "--simulate",
@@ -213,11 +215,16 @@ def _host_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path.procfs", dest="procfs", type=text, metavar="DIR")
     parser.add_argument("--path.sysfs", dest="sysfs", type=text, metavar="DIR")
     parser.add_argument(
-        "--storage.path", dest="storage", type=text, metavar="DIR", help="learned inventory and kernel log cursor"
+        "--storage.path",
+        dest="storage",
+        type=text,
+        metavar="DIR",
+        help="what is kept: learned inventory, baselines of verify",
     )
     parser.add_argument("--log.level", dest="level", choices=LOG_LEVELS)
+    collectors = parser.add_argument_group("collectors")
     for collector in ALL:
-        parser.add_argument(
+        collectors.add_argument(
             f"--collector.{collector.name}",
             dest=f"collector_{collector.name}",
             action=argparse.BooleanOptionalAction,
@@ -306,7 +313,7 @@ def _verify(options: argparse.Namespace) -> int:
 
     settings = _settings(options)
     _log("error" if options.level is None else options.level)
-    asked = Asked(options.directory, options.peer)
+    asked = Asked(options.directory, options.peer, settings.storage_path)
     chosen = Options(options.mode, asked, options.while_busy, options.new_baseline, options.json, options.junit)
     return verify(settings, options.launcher, chosen)
 

@@ -93,14 +93,16 @@ def find(latest: Latest, moved: Latest, now: float) -> tuple[Finding, ...]:
     """Gravest first. What several GPUs share is said once. `moved` holds the rates of counters, `now` is the time in
     seconds since the epoch.
     """
-    findings = [*_driver(latest), *_merged(_gpus(latest, now)), *_others(latest, moved)]
+    network = network_findings.find(latest, moved)
+    findings = [*_driver(latest), *_merged(_gpus(latest, now)), *_others(latest, moved, network)]
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def find_each(latest: Latest, moved: Latest, now: float) -> tuple[Finding, ...]:
-    """As find(), with what several GPUs share said of each: "GPU 3"."""
+    """As find(), with what several GPUs or ports share said of each: "GPU 3"."""
+    network = network_findings.find(latest, moved, each=True)
     gpus = (Finding(said.kind, f"GPU {said.gpu}", said.message, said.action) for said in _gpus(latest, now))
-    return (*_driver(latest), *gpus, *_others(latest, moved))
+    return (*_driver(latest), *gpus, *_others(latest, moved, network))
 
 
 def ranges(numbers: Iterable[str]) -> str:
@@ -122,10 +124,10 @@ def _merged(findings: Iterable[_GpuFinding]) -> Iterator[Finding]:
         yield Finding(kind, f"GPU{'s' if len(gpus) > 1 else ''} {ranges(gpus) or gpus[0]}", message, action)
 
 
-def _others(latest: Latest, moved: Latest) -> Iterator[Finding]:
+def _others(latest: Latest, moved: Latest, network: Iterable[network_findings.Said]) -> Iterator[Finding]:
     for found in (_host(latest), _storage(latest), _demand(latest, moved), _itself(latest)):
         yield from found
-    for said in network_findings.find(latest, moved):
+    for said in network:
         yield Finding(*said)
 
 

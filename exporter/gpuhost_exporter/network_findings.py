@@ -19,12 +19,12 @@ _STALLS = ("ack_timeout", "adaptive_retransmission_timeout")
 _FULL_PACKETS = 4200.0  # 4096 bytes of RDMA and its headers
 
 
-def find(latest: Latest, moved: Latest) -> Iterator[Said]:
-    """`moved`: what the counters of RATED do a second. What several ports share is said once."""
-    same: dict[tuple[str, str, str], list[str]] = {}
+def find(latest: Latest, moved: Latest, *, each: bool = False) -> Iterator[Said]:
+    """`moved`: what the counters of RATED do a second. What several ports share is said once, or of `each`."""
+    same: dict[tuple[str, str, str, str], list[str]] = {}
     for kind, port, message, action in _ports(latest, moved):
-        same.setdefault((kind, message, action), []).append(port)
-    for (kind, message, action), ports in same.items():
+        same.setdefault((kind, message, action, port if each else ""), []).append(port)
+    for (kind, message, action, _), ports in same.items():
         # The line of one port names it whole; of many, the first and how many more.
         more = f" and {len(ports) - 1} more" if len(ports) > 1 else ""
         yield kind, f"{ports[0]}{more}", message, action
@@ -81,15 +81,15 @@ def _platform(latest: Latest) -> Iterator[Said]:
     paths = latest.rows(platform.GPUDIRECT)
     if paths and not any(paths.values()):
         message = "RDMA adapters cannot reach GPU memory: all traffic is copied through the host's"
-        yield "gpudirect_off", "", message, "modprobe nvidia-peermem"
+        yield "gpudirect_off", "GPUDirect", message, "modprobe nvidia-peermem"
     if any(virtual for virtual in latest.rows(platform.VIRTUALIZED).values()):
         return
     if latest.value(platform.IOMMU, "translated"):
         yield (
             "iommu_translates",
-            "",
-            "the IOMMU translates the GPUs' traffic",
+            "IOMMU",
+            "translates the GPUs' traffic",
             "Boot with iommu=pt where nothing needs it.",
         )
     if latest.value(platform.SWITCH_PORTS, "enabled"):
-        yield "acs_enabled", "", "ACS sends traffic between GPUs through the CPU", "Switch ACS off in the firmware."
+        yield "acs_enabled", "ACS", "sends traffic between GPUs through the CPU", "Switch it off in the firmware."

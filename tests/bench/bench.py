@@ -29,6 +29,7 @@ import gpuhost_exporter
 
 SECONDS = float(os.environ.get("BENCH_SECONDS", "30"))
 ROUNDS = 200
+HEALTH_RUNS = 50
 FORMATS = {
     "text": {"Accept": "text/plain;version=0.0.4"},
     "OpenMetrics + gzip": {
@@ -185,6 +186,19 @@ def client_peer(ours: Peer, folder: str) -> Peer:
     return Peer("prometheus_client, same samples", [sys.executable, script, page, str(port)], port)
 
 
+def health_runs(port: int) -> list[float]:
+    """Seconds from the start of the interpreter to its exit, as a prolog waits for it. Nobody vouches for this host."""
+    command = [sys.executable, "-m", "gpuhost_exporter", "health", f"--url=http://127.0.0.1:{port}"]
+    took = []
+    for _ in range(HEALTH_RUNS):
+        begin = time.perf_counter()
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+        took.append(time.perf_counter() - begin)
+        if (done.returncode, b"simulated" in done.stdout) != (2, True):
+            raise SystemExit(f"health: {done}")
+    return took
+
+
 def quantile(values: list[float], share: float) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[round(share * 100) - 1] * 1000
 
@@ -221,8 +235,11 @@ def main() -> None:
         for peer, start in zip(running, before, strict=True):
             peer.cpu_scraped = (peer.cpu() - start) * 60 / SECONDS
             peer.measure_memory()
+        health = health_runs(running[0].port)
         speed.append(calibration())
         report(running, speed)
+        print(f"health: {quantile(health, 0.5):.0f} / {quantile(health, 0.99):.0f} ms", end=" ")
+        print(f"p50 / p99 of {HEALTH_RUNS} runs, start of Python to exit.")
     finally:
         for peer in running:
             peer.stop()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -75,6 +77,14 @@ def test_a_state_directory_that_cannot_be_written_is_told(mpirun, tmp_path):
     done = mpirun(f"--storage.path={tmp_path}/shared")
     assert done.returncode == 1
     assert "not kept: " in done.stdout
+
+
+@pytest.mark.slow
+def test_verify_starts_it_and_takes_one_host_for_no_two(mpirun, run, tmp_path):
+    done = run("verify", "--json", f"--peer={socket.gethostname()}", f"--storage.path={tmp_path}/shared")
+    (result,) = [each for each in json.loads(done.stdout)["results"] if each["check"] == "MPI all-reduce"]
+    assert (result["verdict"], result["why"]) == ("skipped", f"{socket.gethostname()} is this host: name another")
+    assert json.loads((tmp_path / "shared" / "collective.json").read_text())["data"]["ranks"] == RANKS
 
 
 def test_without_mpi4py_it_says_what_to_install(run, tmp_path, environment):

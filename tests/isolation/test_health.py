@@ -95,6 +95,33 @@ def test_an_absent_exporter_is_not_vouched_for(environment):
     assert said.endswith(": Connection refused\n")
 
 
+def answered(environment, answer):
+    """By a server that says this whatever it is asked."""
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            return health(environment, f"--url=http://127.0.0.1:{listener.getsockname()[1]}")
+        finally:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "word", "code"), [(b"200 OK", "fit", 0), (b"503 Unfit", "unfit", 1), (b"503 Unfit", "unknown", 2)]
+)
+def test_each_word_of_the_exporter_has_its_exit_code_and_its_one_reason(environment, status, word, code):
+    line = f"{word}: GPU 3: lost: it fell off the bus, and 1 more\n"
+    found = answered(environment, b"HTTP/1.1 " + status + b"\r\nContent-Type: text/plain\r\n\r\n" + line.encode())
+    assert found[:3] == (code, line, "")
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -109,17 +136,7 @@ def test_an_absent_exporter_is_not_vouched_for(environment):
     ],
 )
 def test_whatever_else_answers_is_not_believed(environment, answer, said):
-    def serve():
-        connection, _ = listener.accept()
-        with connection:
-            connection.recv(4096)
-            connection.sendall(answer)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        code, reason, errors, _ = health(environment, f"--url=http://127.0.0.1:{listener.getsockname()[1]}")
-        thread.join()
+    code, reason, errors, _ = answered(environment, answer)
     assert (code, errors) == (2, "")
     assert reason.startswith("unknown: ")
     assert said in reason

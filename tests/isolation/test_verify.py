@@ -1,4 +1,4 @@
-"""`verify` as a process: each simulated host, each fault, real programs on PATH, and being interrupted."""
+"""`verify` as a process: its report, its baseline, programs on PATH, and being interrupted."""
 
 from __future__ import annotations
 
@@ -18,87 +18,11 @@ from support.simulated import arguments
 from gpuhost_exporter.table import WIDTH
 from gpuhost_exporter.verify.passive import CHECKS
 
-MEASURED = {
-    "storage write",
-    "storage read",
-    "host to GPU",
-    "GPU to host",
-    "GPU to GPU",
-    "GPU memory copy",
-    "NCCL all-reduce",
-    "RDMA write",
-    "RDMA write latency",
-    "MPI all-reduce",
-}
-
 
 def judged(done):
     """Check and device -> verdict."""
     told = json.loads(done.stdout)
     return {(result["check"], result.get("device", "")): result["verdict"] for result in told["results"]}
-
-
-def problems(done):
-    return {key: verdict for key, verdict in judged(done).items() if verdict in ("warn", "fail")}
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("h100x8", {}),
-        ("l40s", {}),
-        ("mig", {}),
-        ("oldkernel", {}),
-        ("nogpu", {}),
-        ("vm", {("platform", ""): "warn"}),
-    ],
-)
-def test_a_healthy_host_is_accepted_and_every_check_is_told(run, host, expected):
-    done = run("verify", "--json", f"--simulate={host}")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert problems(done) == expected
-    found = judged(done)
-    assert {check for check, _ in found} == {name for name, _, _ in CHECKS} | MEASURED
-    assert {found[check, ""] for check in MEASURED} == {"skipped"}, "no program measures a simulated host"
-    assert json.loads(done.stdout)["simulated"] == host
-
-
-GPUS = [f"GPU {index}" for index in range(8)]
-
-
-@pytest.mark.parametrize(
-    ("scenario", "expected"),
-    [
-        (
-            "nvlink-down",
-            {
-                ("NVLink", "GPU 3"): "fail",
-                ("XIDs", "GPU 3"): "fail",
-                ("NVLink fabric", "GPU 3"): "fail",
-                ("NVLink fabric", "NVSwitch"): "fail",
-            },
-        ),
-        (
-            "fabric-broken",
-            {(check, gpu): "fail" for check in ("NVLink", "NVLink fabric") for gpu in GPUS}
-            | {("NVLink fabric", "NVSwitch"): "fail", ("NVLink fabric", "Fabric manager"): "warn"},
-        ),
-        ("gpu-lost", {("GPUs", "GPU 3"): "fail", ("XIDs", "GPU unknown"): "fail"}),
-        ("gpu-reset", {("GPUs", "GPU 3"): "fail", ("XIDs", "GPU unknown"): "fail"}),
-        ("xid-79", {("GPUs", "GPU 6"): "fail", ("XIDs", "GPU unknown"): "fail"}),
-        ("thermal", {("throttling", "GPU 2"): "warn"}),
-        ("array-degraded", {("arrays", "md127"): "warn", ("drives", "nvme5"): "fail"}),
-        ("drive-pulled", {("arrays", "md0"): "fail"}),
-        ("drive-hung", {("drives", "nvme1"): "warn"}),
-        ("driver-crash", {}),
-        ("nccl-hang", {}),
-    ],
-)
-def test_a_fault_fails_the_check_that_it_belongs_to_and_no_other(run, tmp_path, scenario, expected):
-    done = run("verify", "--json", *arguments(tmp_path, "h100x8", scenario, elapsed=30))
-    found = problems(done)
-    assert found == expected
-    assert done.returncode == ("fail" in expected.values())
 
 
 def test_the_report_of_a_broken_host_fits_a_mail(run, tmp_path):
@@ -125,6 +49,12 @@ def storage(done):
     return {check: verdict for (check, _), verdict in judged(done).items() if check.startswith("storage")}
 
 
+def write(done):
+    """What was measured of writing."""
+    (result,) = [result for result in json.loads(done.stdout)["results"] if result["check"] == "storage write"]
+    return result
+
+
 def test_a_run_becomes_the_baseline_of_the_next_and_is_exported(run, programs, tmp_path):
     first = run("verify", "--json", "--directory=data", "--junit=report.xml")
     assert (first.returncode, first.stderr) == (0, "fio: 40 s left in all\n")
@@ -135,16 +65,17 @@ def test_a_run_becomes_the_baseline_of_the_next_and_is_exported(run, programs, t
     install(programs, "fio", fio().replace(f"cat {RECORDED}/fio-$direction.txt", f"cat {tmp_path}/slow.txt"))
     second = run("verify", "--json", "--directory=data")
     assert storage(second) == {"storage write": "warn", "storage read": "warn"}
-    (write,) = [result for result in json.loads(second.stdout)["results"] if result["check"] == "storage write"]
-    assert (write["baseline"], write["why"]) == (3802549769, "74 % of what this host did before")
+    written = write(second)
+    assert (written["baseline"], written["why"]) == (3802549769, "74 % of what this host did before")
     assert not list((tmp_path / "data").iterdir())
     with Daemon(tmp_path) as daemon:
         series = daemon.wait_until(lambda seen: value(seen, "gpuhost_verify_accepted") is not None)
     assert time.time() - value(series, "gpuhost_verify_timestamp_seconds", mode="quick") < 60
     assert value(series, "gpuhost_verify_bytes_per_second", check="storage write") == 2802549769
     assert value(series, "gpuhost_verify_baseline_bytes_per_second", check="storage write") == 3802549769
-    assert value(series, "gpuhost_verify_checks", verdict="warn") == 2
-    assert len(select(series, "gpuhost_verify_problem", verdict="warn")) == 2
+    warned = {labels["check"] for labels in map(dict, select(series, "gpuhost_verify_problem", verdict="warn"))}
+    assert warned - {"platform"} == {"storage write", "storage read"}, "this machine may be a virtual one"
+    assert value(series, "gpuhost_verify_checks", verdict="warn") == len(warned)
     assert not select(series, "gpuhost_verify_problem", verdict="fail")
 
 
@@ -160,6 +91,30 @@ def test_a_baseline_that_cannot_be_kept_is_told_and_the_judgement_stands(run, pr
     done = run("verify", "--directory=data", "--storage.path=file/state")
     assert done.returncode == 0
     assert "not kept as a baseline: file/state: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stored", "kept"),
+    [
+        pytest.param({"version": 1, "data": {"baseline": {"storage write": 9e9}}}, False, id="an older form"),
+        pytest.param({"version": 1, "data": {"format": 9, "last": 3, "baseline": 7}}, False, id="a newer form"),
+        pytest.param(
+            {"version": 1, "data": {"baseline": {"quick": {"storage write": {"DEVICE": 4e9}}}}}, True, id="ours"
+        ),
+        pytest.param({"version": 2, "data": {}}, False, id="another state file"),
+        pytest.param("no JSON", False, id="garbage"),
+    ],
+)
+def test_a_result_file_of_another_version_costs_its_baseline_and_nothing_else(run, programs, tmp_path, stored, kept):
+    device = write(run("verify", "--json", "--directory=data")).get("device", "")
+    file = tmp_path / "state" / "gpuhost-exporter" / "verify.json"
+    file.write_text(json.dumps(stored).replace("DEVICE", device))
+    done = run("verify", "--json", "--directory=data")
+    assert done.returncode == 0
+    assert write(done).get("baseline") == (4e9 if kept else None)
+    with Daemon(tmp_path) as daemon:
+        series = daemon.wait_until(lambda seen: value(seen, "gpuhost_verify_accepted") is not None)
+    assert value(series, "gpuhost_verify_bytes_per_second", check="storage write") == 3802549769
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -178,6 +133,7 @@ def test_an_interrupted_run_leaves_neither_files_nor_programs(environment, progr
     output, errors = process.communicate(timeout=10)
     assert (process.returncode, output) == (130, b"")
     assert b"Traceback" not in errors
+    assert b"interrupted: nothing is judged or kept, and nothing left behind\n" in errors
     assert not list((tmp_path / "data").iterdir())
     assert not os.path.exists(f"/proc/{int((tmp_path / 'started').read_text())}")
     assert not (tmp_path / "state" / "gpuhost-exporter" / "verify.json").exists()

@@ -84,6 +84,7 @@ def nvml(sockets, arguments, marks):
     here = tuple(gpu for gpu in gpus if gpu.uuid in alive)
     told = tuple(gpu for gpu in here if gpu.uuid not in arguments["skip"])
     faults = tuple(Fault(f"index:{gpu.index}", "open", "lost", 15, "lost") for gpu in gpus if gpu.uuid not in alive)
+    faults += tuple(Fault(f"index:{gpu.index}", "open", "hung", 0, "left out") for gpu in here if gpu not in told)
     send_answer(pipe, Inventory(Driver("580.1", "13", "13.0"), told, faults))
     while True:
         request = recv_request(pipe)

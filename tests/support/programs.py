@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpuhost_exporter.verify import fio as fio_room
+from gpuhost_exporter.verify import gpus, wire
+
+MEASURED = {*fio_room.CHECKS.values(), *gpus.CHECKS, *wire.CHECKS}
 RECORDED = Path(__file__).parent / "recorded"
 BABBLE = 'echo \'{"what": [1, "\\u0000"]} % busbw 12 12 12 12 12 12 12 12 12 12 12 12\''
 

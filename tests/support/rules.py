@@ -29,6 +29,7 @@ _KEYS = {
     "gpuhost_gpu_pcie_info": ("gpu", "uuid"),
     "gpuhost_xid_info": ("xid",),
     "gpuhost_exporter_build_info": (),
+    "gpuhost_machine_info": (),
     "gpuhost_virtualized": (),
 }
 _QUERY = re.compile(r'"((?:[^"\\]|\\.)*)"((?:\s+\$?[.\w]+)+)\s*\|\s*query')

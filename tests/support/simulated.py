@@ -8,19 +8,8 @@ from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.sim import control
 
 
-class _Earlier(SystemClock):
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def now(self) -> float:
-        return super().now() - self._seconds
-
-    def wall(self) -> float:
-        return super().wall() - self._seconds
-
-
 def arguments(folder: Path, host: str, scenario: str, *, elapsed: float = 0.0) -> tuple[str, str]:
     """The serve arguments for it. A scenario's faults come 20 s in; nobody wants to wait for them."""
     file = folder / "control.json"
-    control.create(str(file), host, scenario, _Earlier(elapsed))
+    control.create(str(file), host, scenario, SystemClock(), elapsed=elapsed)
     return f"--simulate={host}:{scenario}", f"--simulate.control={file}"

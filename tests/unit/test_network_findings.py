@@ -77,13 +77,13 @@ def test_congestion_control_at_work_on_a_host_that_is_well_is_nothing_to_say():
         (
             [platform.GPUDIRECT("dma_buf", value=0)],
             [],
-            ("info", "RDMA adapters cannot reach GPU memory: all traffic is copied through the host's"),
+            ("info", "GPUDirect: RDMA adapters cannot reach GPU memory: all traffic is copied through the host's"),
         ),
-        ([platform.IOMMU("translated")], [], ("info", "the IOMMU translates the GPUs' traffic")),
+        ([platform.IOMMU("translated")], [], ("info", "IOMMU: translates the GPUs' traffic")),
         (
             [platform.SWITCH_PORTS("enabled", value=4)],
             [],
-            ("info", "ACS sends traffic between GPUs through the CPU"),
+            ("info", "ACS: sends traffic between GPUs through the CPU"),
         ),
     ],
 )

@@ -23,7 +23,6 @@ from gpuhost_exporter.sources.kmsg import (
     Recogniser,
     Record,
     parse_record,
-    save_cursor,
 )
 from gpuhost_exporter.sources.state import State
 
@@ -294,11 +293,21 @@ def test_the_state_of_the_log_follows_its_reader():
 def test_a_reader_started_now_goes_on_after_what_was_put_else_after_what_was_saved(tmp_path):
     state, log = State(str(tmp_path)), KernelLog()
     assert log.cursor(state) is None
-    save_cursor(state, (BOOT, 7))
+    log.save(state, (BOOT, 7))
     state.flush()
     assert KernelLog().cursor(State(str(tmp_path))) == (BOOT, 7)
     log.put((event(9),))
     assert log.cursor(state) == (BOOT, 9)
+
+
+def test_who_only_looks_is_told_the_whole_log_and_moves_nobodys_cursor(tmp_path):
+    state, log = State(str(tmp_path)), KernelLog(resumes=False)
+    KernelLog().save(state, (BOOT, 7))
+    assert log.cursor(state) is None
+    log.save(state, (BOOT, 9))
+    assert KernelLog().cursor(state) == (BOOT, 7)
+    log.put((event(9),))
+    assert log.cursor(state) == (BOOT, 9), "a reader that is started anew need not tell twice"
 
 
 def test_a_saved_cursor_that_the_disk_does_not_tell_keeps_nobody_else_from_the_log():

@@ -21,7 +21,7 @@ PARSERS = {
     "nvbandwidth": gpus.parse_copies,
     "nccl": gpus.parse_all_reduce,
     "perftest": lambda text: wire.parse_perftest(text, "t_typical"),
-    "osu": wire.parse_osu,
+    "allreduce": wire.parse_all_reduce,
 }
 
 
@@ -82,14 +82,20 @@ def test_perftest_tells_the_average_rate_and_the_typical_latency(program, figure
     assert wire.parse_perftest(recorded(program), COLUMN[program]) == figure
 
 
-def test_osu_tells_microseconds_of_the_last_size():
-    assert wire.parse_osu(recorded("osu_allreduce")) == 2.31
+@pytest.mark.parametrize(("hosts", "found"), [("1 host", 1), ("2 hosts", 2)])
+def test_an_allreduce_tells_its_hosts_and_microseconds_whatever_mpi_says_before(hosts, found):
+    said = f"A warning of MPI: 12 us\nallreduce of 8 bytes, 2 ranks, {hosts}: median 2.31 us\n"
+    assert wire.parse_all_reduce(said) == (found, 2.31)
+
+
+ALMOST = (
+    r"#bytes t_typical\n[0-9]{1,400} [0-9.e+-]{1,9}\n",
+    r"allreduce of 8 bytes, 2 ranks, [0-9]{1,5} hosts: median [0-9.e+-]{1,9} us",
+)
 
 
 @pytest.mark.parametrize("name", PARSERS)
-@given(
-    text=st.one_of(st.text(), st.from_regex(r"#bytes t_typical\n[0-9]{1,400} [0-9.e+-]{1,9}\n"), st.binary().map(repr))
-)
+@given(text=st.one_of(st.text(), st.binary().map(repr), *map(st.from_regex, ALMOST)))
 def test_any_text_is_understood_or_refused_as_malformed(name, text):
     with suppress(Malformed, Failed, Full):
         PARSERS[name](text)

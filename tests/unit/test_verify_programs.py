@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -38,6 +39,10 @@ TARGET = (("good", 4e9), ("poor", 2e9))
 LATENCY = targets.COLLECTIVE_LATENCY(value=5e-6)
 
 
+def median(microseconds, hosts="2 hosts"):
+    return f"echo 'allreduce of 8 bytes, 2 ranks, {hosts}: median {microseconds} us'"
+
+
 class Live:
     """The host before, and the member that it would turn out to wait for."""
 
@@ -57,6 +62,8 @@ def programs(tmp_path, monkeypatch):
     for command in ("cat", "sleep", "head"):
         (folder / command).symlink_to(shutil.which(command))
     monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(tools, "has_module", lambda _: True)
+    monkeypatch.setattr(wire, "_PATIENCE", 0.0)
     return folder
 
 
@@ -80,8 +87,8 @@ def copies(count=2):
     return outcome(gpus.plan(Latest(gpu_samples(count)), Targets.load({}), "quick"))
 
 
-def wires(peer="node-8", samples=(*PORT, LATENCY)):
-    return outcome(wire.plan(Asked(peer=peer), Latest(samples)))
+def wires(peer="node-8", samples=(*PORT, LATENCY), storage=None):
+    return outcome(wire.plan(Asked(peer=peer, storage=storage), Latest(samples), "quick"))
 
 
 def files(folder, live=None, mode="quick"):
@@ -117,7 +124,7 @@ def test_an_array_is_held_to_its_own_target_and_the_slow_member_is_named(program
     assert [(result.device, result.target) for result in results] == [("md0", 4e9)] * 2
     assert said(results) == {
         "storage write md0": ("warn", "waits for nvme2n1"),
-        "storage read md0": ("fail", "waits for nvme2n1"),
+        "storage read md0": ("fail", "waits for nvme2n1: 26 % of what the hardware can do"),
     }
 
 
@@ -147,24 +154,26 @@ def test_wrong_sums_fail_however_fast_they_come(programs, tmp_path):
     assert said(copies(8))["NCCL all-reduce"] == ("fail", "sums came out wrong")
 
 
-def test_the_way_to_a_peer_is_measured_on_ports_that_are_up(programs):
+def test_the_way_to_a_peer_is_measured_on_ports_that_are_up(programs, tmp_path):
     for name in ("ib_write_bw", "ib_write_lat"):
-        install(programs, name, printing(RECORDED / f"{name}.txt"))
-    install(programs, "mpirun", 'while [ "$1" != osu_allreduce ]; do shift; done; "$@"')
-    install(programs, "osu_allreduce", printing(RECORDED / "osu_allreduce.txt"))
-    results = wires()
+        install(programs, name, f'echo "$@" >{tmp_path}/{name}; {printing(RECORDED / f"{name}.txt")}')
+    install(programs, "mpirun", f'echo "$@" >{tmp_path}/asked; {median(2.31)}')
+    results = wires(storage="/state")
     assert measured(results) == {
         "RDMA write mlx5_0 port 1": ("pass", pytest.approx(48.98e9, rel=1e-3)),
         "RDMA write latency mlx5_0 port 1": ("pass", pytest.approx(1.49e-6)),
         "MPI all-reduce": ("pass", pytest.approx(2.31e-6)),
     }
     assert results[-1].target == 5e-6
+    assert (tmp_path / "ib_write_bw").read_text() == "-d mlx5_0 -i 1 -F -D 5 -f 1 --report_gbits node-8\n"
+    assert (tmp_path / "ib_write_lat").read_text() == "-d mlx5_0 -i 1 -F node-8\n"
+    program = f"{sys.executable} -m gpuhost_exporter allreduce --storage.path=/state\n"
+    assert (tmp_path / "asked").read_text() == f"-np 2 --host localhost,node-8 {program}"
 
 
 @pytest.mark.parametrize(("latency", "verdict"), [("4.9", "pass"), ("7.5", "warn"), ("10.5", "fail")])
 def test_a_slow_collective_is_told(programs, latency, verdict):
-    install(programs, "osu_allreduce", "true")
-    install(programs, "mpirun", f"echo '8 {latency}'")
+    install(programs, "mpirun", median(latency))
     assert {result.check: result.verdict for result in wires()}["MPI all-reduce"] == verdict
 
 
@@ -188,6 +197,12 @@ def running(pid):
         return False
 
 
+def gone(file, begin):
+    child = int(file.read_text())
+    while running(child):
+        assert time.monotonic() - begin < 5, "killed, and gone as soon as the kernel comes to it"
+
+
 def of_program(program, tmp_path):
     every = [*files(tmp_path), *copies(), *wires()]
     return [result for result in every if result.check in ALL[program]]
@@ -205,21 +220,59 @@ def test_a_program_that_is_missing_is_told_and_holds_nothing_up(programs, tmp_pa
 def test_a_program_that_hangs_is_killed_with_its_children_and_fails_its_check(programs, tmp_path, monkeypatch, program):
     for room in (fio_room, gpus, wire):
         monkeypatch.setattr(room, "ROOM_TO_HANG", 0.01)
-    install(programs, "osu_allreduce", "true")
     install(programs, program, f"sleep 987 & echo $! >{tmp_path}/child; sleep 987")
     begin = time.monotonic()
     first, *rest = of_program(program, tmp_path)
     assert (first.verdict, first.why[:16]) == ("fail", "no result within")
     assert {result.verdict for result in rest} <= {"skipped"}, "what was not measured is not judged"
-    child = int((tmp_path / "child").read_text())
-    while running(child):
-        assert time.monotonic() - begin < 5, "killed, and gone as soon as the kernel comes to it"
+    gone(tmp_path / "child", begin)
     assert not list(tmp_path.glob("gpuhost-verify-*"))
+
+
+def test_what_a_program_started_in_a_group_of_its_own_ends_with_it(programs, tmp_path):
+    """mpirun does so with its ranks."""
+    script = f"""
+import os, time
+if os.fork() == 0:
+    os.setpgid(0, 0)
+    open("{tmp_path}/child", "w").write(str(os.getpid()))
+time.sleep(987)
+"""
+    begin = time.monotonic()
+    with pytest.raises(Hung):
+        tools.run((sys.executable, "-c", script), 1.0, lambda: None)
+    gone(tmp_path / "child", begin)
+
+
+def test_a_program_is_asked_to_end_before_it_is_killed(programs, tmp_path):
+    """mpirun takes its ranks on other hosts with it only when it is asked."""
+    install(programs, "polite", f"trap 'echo yes >{tmp_path}/asked; exit' TERM; while :; do sleep 0.05; done")
+    with pytest.raises(Hung):
+        tools.run(("polite",), 0.5, lambda: None)
+    assert (tmp_path / "asked").read_text() == "yes\n"
+
+
+@pytest.mark.parametrize("program", ALL)
+@pytest.mark.parametrize(
+    ("first_line", "script", "verdict", "why"),
+    [
+        pytest.param("#!/none/python", "", "skipped", "No such file or directory", id="cannot start"),
+        pytest.param("\0\0not for this machine", "", "skipped", "Exec format error", id="of another machine"),
+        pytest.param("#!/bin/sh", "kill -SEGV $$", "fail", "ended with -11: no word", id="crashes"),
+        pytest.param("#!/bin/sh", "true", "warn", "answer not understood: ", id="says nothing"),
+    ],
+)
+def test_a_program_that_is_broken_is_told(programs, tmp_path, program, first_line, script, verdict, why):
+    install(programs, program, script)
+    (programs / program).write_text(f"{first_line}\n{script}\n")
+    first, *rest = of_program(program, tmp_path)
+    assert (first.verdict, first.value) == (verdict, None)
+    assert why in first.why
+    assert {(result.verdict, result.value) for result in rest} <= {("skipped", None)}
 
 
 @pytest.mark.parametrize("program", ALL)
 def test_a_program_that_babbles_warns_and_measures_nothing(programs, tmp_path, program):
-    install(programs, "osu_allreduce", "true")
     install(programs, program, BABBLE)
     first, *rest = of_program(program, tmp_path)
     assert (first.verdict, first.value) == ("warn", None)
@@ -229,7 +282,6 @@ def test_a_program_that_babbles_warns_and_measures_nothing(programs, tmp_path, p
 
 @pytest.mark.parametrize("program", ALL)
 def test_a_program_that_fails_fails_its_check_with_its_own_words(programs, tmp_path, program):
-    install(programs, "osu_allreduce", "true")
     install(programs, program, "echo some figures 12; echo 'CUDA error: out of memory' >&2; exit 3")
     first, *rest = of_program(program, tmp_path)
     assert first.verdict == "fail"
@@ -241,7 +293,59 @@ def test_a_peer_that_does_not_listen_is_no_fault_of_this_host(programs):
     install(programs, "ib_write_bw", 'echo "Couldn\'t connect to node-8:18515" >&2; exit 1')
     assert said(wires())["RDMA write mlx5_0 port 1"] == (
         "skipped",
-        "nobody answers on node-8: run ib_write_bw -d DEVICE there",
+        "nobody answers on node-8: run ib_write_bw -d DEVICE there, once for each port",
+    )
+
+
+def test_a_peer_is_given_time_to_start_its_next_program_but_not_for_ever(programs, tmp_path, monkeypatch):
+    monkeypatch.setattr(wire, "_PATIENCE", 20.0)
+    late = f'[ -e {tmp_path}/there ] || {{ : >{tmp_path}/there; echo "Couldn\'t connect to node-8" >&2; exit 1; }}'
+    install(programs, "ib_write_bw", f"{late}; {printing(RECORDED / 'ib_write_bw.txt')}")
+    assert said(wires())["RDMA write mlx5_0 port 1"][0] == "pass"
+    monkeypatch.setattr(wire, "_PATIENCE", 0.4)
+    install(programs, "ib_write_bw", f'echo x >>{tmp_path}/tries; echo "Couldn\'t connect to node-8" >&2; exit 1')
+    ports = [rdma.UP(f"mlx5_{place}", "1") for place in range(4)]
+    assert {why[:15] for check, (_, why) in said(wires(samples=ports)).items() if "mlx5" in check} == {
+        "nobody answers "
+    }
+    assert 5 <= len((tmp_path / "tries").read_text().split()) <= 7, "the first port waits; the others try once"
+
+
+ORTE = "ORTE was unable to reliably start one or more daemons."
+
+
+@pytest.mark.parametrize(
+    ("script", "verdict", "why"),
+    [
+        pytest.param(
+            f"echo '{ORTE}' >&2; exit 255", "skipped", "mpirun starts nothing on node-8: it needs ssh", id="ssh"
+        ),
+        pytest.param(
+            "echo 'gpuhost-exporter: mpi4py: no module' >&2; echo ------- >&2; exit 2",
+            "skipped",
+            "mpi4py: no module",
+            id="the peer lacks mpi4py",
+        ),
+        pytest.param(median(0.4, "1 host"), "skipped", "node-8 is this host: name another", id="the same host"),
+        pytest.param(f"{median(2.31)}; echo 'not kept: /var: full'; exit 1", "pass", "", id="not kept"),
+        pytest.param(
+            "echo 'MPI_ABORT was invoked' >&2; echo ---- >&2; exit 9", "fail", "ended with 9: MPI_ABORT", id="aborts"
+        ),
+    ],
+)
+def test_an_mpi_job_that_does_not_come_about_is_told_from_one_that_fails(programs, script, verdict, why):
+    install(programs, "mpirun", script)
+    result = said(wires())["MPI all-reduce"]
+    assert result[0] == verdict
+    assert why in result[1]
+
+
+def test_without_mpi4py_the_all_reduce_says_what_to_install(programs, monkeypatch):
+    monkeypatch.setattr(tools, "has_module", lambda name: name != "mpi4py")
+    install(programs, "mpirun", "exit 1")
+    assert said(wires())["MPI all-reduce"] == (
+        "skipped",
+        "mpi4py is not installed: pip install 'gpuhost-exporter[mpi]'",
     )
 
 

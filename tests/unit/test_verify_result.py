@@ -171,6 +171,29 @@ def test_the_page_judges_first_and_fits_a_mail():
     assert output.page(MIXED, "h100x8").startswith("SIMULATED host h100x8: no figure here is real\n")
 
 
+def test_what_speaks_against_the_host_comes_before_the_table_and_notes_after_it():
+    noted = Result("modes", "GPU 0", "pass", "persistence off", why="persistence mode is off")
+    lines = output.page(run(*MIXED.results, noted), "").splitlines()
+    begins = [line.split("  ")[0] for line in lines]
+    order = ["fail", "warn", "check", "note", "skipped"]
+    assert [begins.index(word) for word in order] == sorted(begins.index(word) for word in order)
+    assert "warn  PCIe, GPU 3: PCIe runs with 8 of 16 lanes" in lines
+    assert "note  modes, GPU 0: persistence mode is off" in lines
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_gets_narrow_columns(width):
+    long = Result("RDMA ports", "mlx5_0 port 1", "pass", "400 Gb/s over a long cable", "400 Gb/s")
+    lines = output.page(run(*MIXED.results, long), "", width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert [line for line in lines if line.startswith("RDMA ports") and "…" in line and line.endswith("  pass")]
+
+
+def test_without_a_baseline_there_is_no_column_for_it():
+    assert "baseline" not in output.page(run(rate(4e9)), "")
+    assert "baseline" in output.page(run(rate(4e9, baseline=5e9)), "")
+
+
 def test_programs_get_every_result_and_only_what_was_told():
     told = json.loads(output.as_json(MIXED, ""))
     assert (told["accepted"], told["simulated"], len(told["results"])) == (False, None, 8)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.daemon import value
 from vm import image
 from vm.machine import Drive, Machine, twice
+from vm.soft_roce import UNWIRE, WIRE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,3 +54,12 @@ def drives(machine: Machine) -> Iterator[Callable[..., Drive]]:
     machine.run("umount --all-targets --quiet /mnt/test; dmsetup remove_all; mdadm --stop --scan; true")
     for name in plugged:
         machine.remove_drive(name)
+
+
+@pytest.fixture(scope="module")
+def wire(machine: Machine) -> Iterator[Machine]:
+    """The machine with soft-RoCE ports."""
+    machine.run(WIRE)
+    machine.wait_until(lambda series: value(series, "gpuhost_rdma_port_up", device="rxe1", port="1") == 1)
+    yield machine
+    machine.run(UNWIRE)

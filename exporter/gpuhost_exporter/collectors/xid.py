@@ -21,7 +21,7 @@ from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.collectors import inventory
 from gpuhost_exporter.errors import Absent, Denied, SourceError, Unavailable
 from gpuhost_exporter.host import Host
-from gpuhost_exporter.sources.kmsg import Cursor, LoggedSxid, LoggedXid, save_cursor
+from gpuhost_exporter.sources.kmsg import Cursor, LoggedSxid, LoggedXid
 from gpuhost_exporter.sources.nvml.readings import Gpu, Xid
 from gpuhost_exporter.specs import Sample, counter, gauge, info
 from gpuhost_exporter.xids import SEVERITIES, Catalogue
@@ -281,7 +281,7 @@ class XidCollector(Collector):
         while self._unsaved and self._unsaved[0][0] <= now:
             cursor = self._unsaved.popleft()[1]
         if cursor:
-            save_cursor(self.host.state, cursor)
+            self.host.kernel_log.save(self.host.state, cursor)
 
     def _tell_state(self, state: str, message: str) -> None:
         if state == "ok":

@@ -75,14 +75,21 @@ def parse_target(target: str) -> tuple[str, str]:
 
 
 def create(
-    path: str, host: str, scenario: str, clock: Clock, frozen: float | None = None, *, real_roots: bool = False
+    path: str,
+    host: str,
+    scenario: str,
+    clock: Clock,
+    frozen: float | None = None,
+    *,
+    elapsed: float = 0.0,
+    real_roots: bool = False,
 ) -> Control:
-    """Start a simulation: write its control file, replacing any that is there."""
+    """Start a simulation, `elapsed` seconds ago: write its control file, replacing any that is there."""
     parse_target(f"{host}:{scenario}")
-    wall = clock.wall()
+    wall = clock.wall() - elapsed
     control = Control(
         host=host,
-        segments=(Segment(scenario, clock.now()),),
+        segments=(Segment(scenario, clock.now() - elapsed),),
         frozen=frozen,
         boot_id=identifier(host, wall),
         started_wall=wall,

@@ -232,9 +232,14 @@ class KernelLogReader:
 
 
 class KernelLog:
-    """The exporter's side: what the reader found and whether it can read. Safe between threads."""
+    """The exporter's side: what the reader found and whether it can read. Safe between threads.
 
-    def __init__(self) -> None:
+    `resumes`: go on after what was ever counted, and keep how far that is. Else all that the log holds is told, and
+    whoever counts is not disturbed.
+    """
+
+    def __init__(self, *, resumes: bool = True) -> None:
+        self._resumes = resumes
         self._lock = threading.Lock()
         self._events: deque[LoggedXid | LoggedSxid] = deque(maxlen=_QUEUE)
         self._kills: deque[LoggedKill] = deque(maxlen=_QUEUE)
@@ -246,7 +251,12 @@ class KernelLog:
         """Where a reader that is started now goes on: after what was put, else after what was ever counted."""
         with self._lock:
             cursor = self._cursor
-        return cursor or _saved_cursor(state.load(STATE_NAME))
+        return cursor or (_saved_cursor(state.load(STATE_NAME)) if self._resumes else None)
+
+    def save(self, state: State, cursor: Cursor) -> None:
+        """Everything up to this event is counted: the next start goes on after it."""
+        if self._resumes:
+            state.replace(STATE_NAME, {"boot_id": cursor[0], "sequence": cursor[1]})
 
     def put(self, events: tuple[Logged, ...]) -> None:
         """What the reader found; an empty answer says that it can read."""
@@ -284,11 +294,6 @@ class KernelLog:
         """ok, starting, or the kind of error (denied, absent, ...), and why in one line, empty when ok."""
         with self._lock:
             return self._state, self._message
-
-
-def save_cursor(state: State, cursor: Cursor) -> None:
-    """Everything up to this event is counted: the next start goes on after it."""
-    state.replace(STATE_NAME, {"boot_id": cursor[0], "sequence": cursor[1]})
 
 
 def _saved_cursor(data: Mapping[str, object]) -> Cursor | None:

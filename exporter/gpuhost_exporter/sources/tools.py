@@ -1,10 +1,11 @@
 """Measuring programs of others: found on PATH, run within a time, and gone afterwards whatever happens.
 
-Each runs in a session of its own, so that its whole group ends with it. Output goes to files without a name.
+Each runs in a session of its own, which ends with it. Output goes to files without a name.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from gpuhost_exporter.errors import Hung, Malformed, SourceError
 from gpuhost_exporter.sources.files import source_error
 
 _LOOK_SECONDS = 0.2
+_ASKED_SECONDS = 2.0
 _END_SECONDS = 5.0
 _MOST_BYTES = 4 << 20  # of output: the longest real one has some hundred kilobytes
 
@@ -34,13 +36,19 @@ class Answer:
 
     def complaint(self) -> str:
         """The last line that it said on the standard error, else on the standard output."""
-        lines = [line.strip() for text in (self.output, self.errors) for line in text.splitlines() if line.strip()]
+        said = (line.strip() for text in (self.output, self.errors) for line in text.splitlines())
+        lines = [line for line in said if any(map(str.isalnum, line))]
         return lines[-1][:200] if lines else "no word"
 
 
 def find(program: str) -> str | None:
     """Where PATH has it."""
     return shutil.which(program)
+
+
+def has_module(name: str) -> bool:
+    """Whether this Python has it; not whether it can be loaded."""
+    return importlib.util.find_spec(name) is not None
 
 
 def run(
@@ -78,11 +86,26 @@ def run(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the group; also what the program left behind there. One that the kernel holds is waited for no longer."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """End the session: asked first, for mpirun then removes its files and its ranks elsewhere; then what is left of it,
+    whose groups may be its own. One that the kernel holds is waited for no longer.
+    """
+    if process.poll() is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_ASKED_SECONDS)
+    for pid in _session(process.pid):
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
     with suppress(subprocess.TimeoutExpired):
         process.wait(_END_SECONDS)
+
+
+def _session(leader: int) -> Iterator[int]:
+    for name in os.listdir("/proc"):
+        with suppress(ProcessLookupError, PermissionError):
+            if name.isdecimal() and os.getsid(int(name)) == leader:
+                yield int(name)
 
 
 def _text(file: IO[bytes]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from gpuhost_exporter.sources import tools
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.status import RATED
+from gpuhost_exporter.table import WIDTH
 from gpuhost_exporter.verify import fio, gpus, output, passive, wire
 from gpuhost_exporter.verify.live import Live
 from gpuhost_exporter.verify.measurement import Asked, Measurement, Planned
@@ -44,7 +46,7 @@ class Options:
 
 def verify(settings: Settings, launcher: Launcher, options: Options) -> int:
     """Print the report and keep it as the host's baseline."""
-    app = App(settings, launcher, unprivileged=False)
+    app = App(settings, launcher, accepting=True)
     try:
         app.start()
         rates = look_twice(app, _PATIENCE, (*RATED, gpu.THROTTLED))
@@ -86,7 +88,7 @@ def _plan(app: App, live: Live, options: Options) -> list[Planned]:
     return [
         *fio.plan(options.asked, live, options.mode),
         *gpus.plan(live.latest, app.host.targets, options.mode),
-        *wire.plan(options.asked, live.latest),
+        *wire.plan(options.asked, live.latest, options.mode),
     ]
 
 
@@ -112,14 +114,20 @@ def _measure(live: Live, planned: Sequence[Planned], options: Options) -> Iterat
                 else:
                     progress.begin(each.name, each.seconds)
                     yield from each.run(waiting)
+        except KeyboardInterrupt:
+            progress.end()
+            print("interrupted: nothing is judged or kept, and nothing left behind", file=sys.stderr)
+            raise
         finally:
             progress.end()
 
 
 def _tell(run: Run, simulated: str, options: Options) -> None:
-    print(output.as_json(run, simulated) if options.as_json else output.page(run, simulated), end="")
     if options.as_json:
-        print()
+        print(output.as_json(run, simulated))
+    else:
+        width = shutil.get_terminal_size((WIDTH, 0)).columns  # where it goes to no terminal: as mails have it
+        print(output.page(run, simulated, min(width, WIDTH)), end="")
     if options.junit:
         try:
             tools.write_file(options.junit, output.junit(run, os.uname().nodename))

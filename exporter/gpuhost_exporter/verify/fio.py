@@ -136,5 +136,6 @@ def _result(live: Live, device: str, direction: str, rate: float) -> Result:
     if member:
         # Told without a target too: the array's other drives could do more.
         verdict: Verdict = "warn" if result.verdict == "pass" else result.verdict
-        return replace(result, verdict=verdict, why=f"waits for {member}")
+        short = f": {result.why}" if result.verdict == "fail" else ""
+        return replace(result, verdict=verdict, why=f"waits for {member}{short}")
     return result

@@ -16,10 +16,11 @@ ROOM_TO_HANG = 3.0  # times what it is planned to take, after which a program co
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the user named: a folder to write in, a host on which perftest listens."""
+    """What the user named: a folder to write in, a host on which perftest listens, a state directory."""
 
     folder: str | None = None
     peer: str | None = None
+    storage: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

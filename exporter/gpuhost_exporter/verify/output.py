@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from xml.etree import ElementTree as ET
 
@@ -15,26 +15,35 @@ from gpuhost_exporter.table import WIDTH, table
 from gpuhost_exporter.verify.result import VERDICTS, Result, Run, Unit, document
 
 _GPU = re.compile(r"GPU (\d+)\Z")
-_WIDTHS = (36, 24, 14, 10)  # of the columns; whole names are below the table and in the JSON
+_LEAST_WIDTH = 8  # of a column; whole names are beside the table and in the JSON
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def page(run: Run, simulated: str) -> str:
-    """The judgement first, then a line for each group of devices that say the same, then why."""
+def page(run: Run, simulated: str, width: int = WIDTH) -> str:
+    """The judgement and what speaks against the host first; then a line for each group of devices that say the same;
+    then what is worth a note, and what was not judged.
+    """
     when = datetime.fromtimestamp(run.at, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     counts = ", ".join(f"{run.count(verdict)} {verdict}" for verdict in VERDICTS if run.count(verdict))
-    head = f"SIMULATED host {simulated}: no figure here is real\n" if simulated else ""
-    head += f"{'ACCEPTED' if run.accepted else 'REJECTED'} ({run.mode}, {when}): {counts}\n"
+    head = [f"SIMULATED host {simulated}: no figure here is real"] if simulated else []
+    head.append(f"{'ACCEPTED' if run.accepted else 'REJECTED'} ({run.mode}, {when}): {counts}")
     judged = _groups(result for result in run.results if result.verdict != "skipped")
-    rows = [(*map(_cut, (name, *_figures(result)), _WIDTHS), result.verdict) for name, result in judged]
-    whys = [f"{result.verdict}  {name}: {result.why}" for name, result in judged if result.why]
+    said = {word: [(name, result.why) for name, result in judged if result.verdict == word] for word in VERDICTS}
+    notes: dict[str, list[str]] = {}
+    for name, why in said["pass"]:
+        notes.setdefault(why, []).append(name)
     skipped: dict[str, list[str]] = {}
     for name, result in _groups(result for result in run.results if result.verdict == "skipped"):
         skipped.setdefault(result.why, []).append(name)
-    whys += [f"skipped  {', '.join(names)}: {why}" for why, names in skipped.items()]
-    reasons = "".join(textwrap.fill(why, WIDTH, subsequent_indent="      ") + "\n" for why in whys)
-    body = table(("check", "measured", "target", "baseline", "verdict"), rows)
-    return "\n".join(filter(None, (head, body, reasons)))
+    against_it = [f"{word}  {name}: {why}" for word in ("fail", "warn") for name, why in said[word]]
+    others = [
+        f"{word}  {'; '.join(names)}: {why}"
+        for word, group in (("note", notes), ("skipped", skipped))
+        for why, names in group.items()
+        if why
+    ]
+    parts = (_filled(head, width), _filled(against_it, width), _table(judged, width), _filled(others, width))
+    return "\n".join(filter(None, parts))
 
 
 def as_json(run: Run, simulated: str) -> str:
@@ -65,6 +74,23 @@ def junit(run: Run, host: str) -> bytes:
         said = f"{result.verdict}: measured {measured}, target {wanted}, baseline {before}"
         ET.SubElement(case, "system-out").text = _clean(f"{said}; {why}" if why else said)
     return b'<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suite, "unicode").encode()
+
+
+def _table(judged: Sequence[tuple[str, Result]], width: int) -> str:
+    lines = [["check", "measured", "target", "baseline", "verdict"]]
+    lines += [[name, *_figures(result), result.verdict] for name, result in judged]
+    if not any(result.baseline for _, result in judged):
+        lines = [[*line[:3], line[4]] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    room = width - 2 * (len(widths) - 1)
+    while sum(widths) > room and max(widths) > _LEAST_WIDTH:
+        widths[widths.index(max(widths))] -= 1
+    head, *rows = [[*map(_cut, line, widths)] for line in lines]
+    return table(head, rows)
+
+
+def _filled(lines: Iterable[str], width: int) -> str:
+    return "".join(textwrap.fill(line, width, subsequent_indent="      ") + "\n" for line in lines)
 
 
 def _groups(results: Iterable[Result]) -> list[tuple[str, Result]]:

@@ -21,6 +21,7 @@ from gpuhost_exporter.collectors import (
     nvme,
     nvme_health,
     pcie,
+    platform,
     raid,
     rdma,
     targets,
@@ -33,7 +34,6 @@ from gpuhost_exporter.verify.result import Result, Verdict
 
 _ANSWERS_SECONDS = 1.0  # a drive takes milliseconds; the daemon gives it longer before it calls it a finding
 _THROTTLED_SHARE = 0.05
-_VIRTUAL = frozenset({"passthrough", "vgpu"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,13 @@ def check(latest: Latest, moved: Latest, findings: Iterable[Finding]) -> Iterato
 
 def _judge(name: str, facts: tuple[Fact, ...], findings: list[Finding]) -> Iterator[Result]:
     told = {fact.device: fact for fact in facts}
+    found: dict[str, list[Finding]] = {}
     for finding in findings:
-        told.setdefault(_device(finding), Fact(_device(finding), ""))
+        found.setdefault(_device(finding, told), []).append(finding)
+    for device in found:
+        told.setdefault(device, Fact(device, ""))
     for device, fact in told.items():
-        said = [finding for finding in findings if _device(finding) == device]
+        said = found.get(device, [])
         severities = {finding.severity for finding in said}
         verdict: Verdict = "pass"
         if "critical" in severities or fact.fault:
@@ -75,8 +78,11 @@ def _judge(name: str, facts: tuple[Fact, ...], findings: list[Finding]) -> Itera
         yield Result(name, device, verdict, fact.measured, fact.wanted, why)
 
 
-def _device(finding: Finding) -> str:
-    return "" if finding.subject == "Driver" else finding.subject
+def _device(finding: Finding, told: Iterable[str]) -> str:
+    """As the check calls it: what is found of an adapter's wire names the adapter, not its port."""
+    if finding.subject == "Driver":
+        return ""
+    return next((device for device in told if device.startswith(f"{finding.subject} port ")), finding.subject)
 
 
 def _driver(latest: Latest) -> Iterator[Fact]:
@@ -110,8 +116,10 @@ def _per_gpu(tell: Callable[[Latest, str, str], Fact | None]) -> _Tell:
 
 
 def _xids(latest: Latest, index: str, uuid: str) -> Fact | None:
-    counted = [count for _, count in latest.below(xid.EVENTS, index, uuid)]
-    return Fact(f"GPU {index}", f"{sum(counted):.0f}") if counted else None
+    """By when they were last seen: counters stand at 0 for a while, so that Prometheus sees them rise."""
+    seen = [code for code, _ in latest.below(xid.LAST, index, uuid)]
+    told = any(labels[:2] == (index, uuid) for labels in latest.rows(xid.EVENTS))
+    return Fact(f"GPU {index}", f"XID {', '.join(seen)}" if seen else "none", "none") if told else None
 
 
 def _memory(latest: Latest, index: str, uuid: str) -> Fact | None:
@@ -229,11 +237,19 @@ def _numa(latest: Latest) -> Iterator[Fact]:
 
 
 def _platform(latest: Latest) -> Iterator[Fact]:
-    modes = {labels[-1] for labels in latest.rows(driver.GPU_INFO) if labels[-1]}
-    if modes:
-        virtual = bool(modes & _VIRTUAL)
-        doubt = "GPUs are passed through to a virtual machine" if virtual else ""
-        yield Fact("", "virtual machine" if virtual else "bare metal", "bare metal", doubt)
+    """What is asked of the IOMMU and of ACS is asked of metal: a virtual machine needs both."""
+    for (hypervisor,), virtual in latest.rows(platform.VIRTUALIZED).items():
+        named = "" if hypervisor in ("none", "unknown") else f" ({hypervisor})"
+        speaks = [f"{source} ({said})" for (source, said), for_it in latest.rows(platform.EVIDENCE).items() if for_it]
+        doubt = f"a virtual machine by {', '.join(speaks)}" if virtual else ""
+        yield Fact("", f"{'virtual machine' if virtual else 'bare metal'}{named}", "bare metal", doubt)
+        mode = latest.state(platform.IOMMU)
+        if mode:
+            yield Fact("IOMMU", mode, "" if virtual else "off, passthrough")
+        ports = {state: count for (state,), count in latest.rows(platform.SWITCH_PORTS).items()}
+        if ports:
+            told = [f"{count:.0f} {state}" for state, count in ports.items() if count]
+            yield Fact("ACS", ", ".join(told), "" if virtual else "none enabled")
 
 
 def _versions(latest: Latest) -> Iterator[Fact]:
@@ -268,14 +284,14 @@ CHECKS: tuple[tuple[str, _Tell, str], ...] = (
     ("NVLink fabric", _per_gpu(_fabric), "no GPU is on an NVLink fabric"),
     ("PCIe", _per_gpu(_pcie), _NO_GPU),
     ("power limit", _per_gpu(_power), _NO_GPU),
-    ("clocks", _per_gpu(_clocks), _NO_GPU),
+    ("clocks", _per_gpu(_clocks), "told by GPUs that are locked, or at their highest"),
     ("throttling", _throttling, _NO_GPU),
     ("modes", _per_gpu(_modes), _NO_GPU),
     ("drives", _of_host(_drives), "no NVMe drive"),
     ("arrays", _of_host(_arrays), "no array"),
     ("RDMA ports", _of_host(_ports), "no RDMA port"),
     ("NUMA", _of_host(_numa), "the host does not tell its GPUs' nodes"),
-    ("platform", _of_host(_platform), "no GPU tells whether it is in a virtual machine"),
+    ("platform", _of_host(_platform), "nothing tells whether it is a virtual machine"),
     ("versions", _of_host(_versions), "the host does not tell"),
     ("exporter", _of_host(_exporter), "nothing to say"),
 )

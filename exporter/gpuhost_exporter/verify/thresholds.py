@@ -40,7 +40,7 @@ def judge(
 ) -> Result:
     """The target that is shown is the one below which it warns; what has none passes and becomes the baseline."""
     if reference is None or threshold is None:
-        return Result(check, device, "pass", why="no target: kept as the baseline", value=value, unit=unit)
+        return Result(check, device, "pass", why="no target: held against the baseline", value=value, unit=unit)
     share = reference / value if unit == "seconds" else value / reference
     verdict: Verdict = "fail" if share < threshold.fail else "warn" if share < threshold.warn else "pass"
     target = reference / threshold.warn if unit == "seconds" else reference * threshold.warn

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
+from gpuhost_exporter.sources.nvml.book import Book
 from gpuhost_exporter.sources.nvml.calls import DriverDown
 from gpuhost_exporter.sources.nvml.reader import DOWN_SECONDS, Reader
 
@@ -71,6 +72,17 @@ def test_an_index_whose_handle_fails_is_a_fault_and_its_siblings_are_there(nv, c
     assert [gpu.uuid for gpu in inventory.gpus] == ["GPU-1"]
     assert [(fault.uuid, fault.code) for fault in inventory.faults] == [("index:0", code)]
     assert {reading.uuid for reading in closed.read("activity", frozenset()).readings} == {"GPU-1"}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_gpu_that_is_left_out_is_hung_whether_it_was_known_before_or_not(closed, known):
+    book = Book(60.0)
+    if known:
+        book.opened(closed.open(), 0.0)
+    book.hung("GPU-1", "open", 1.0)
+    book.opened(closed.open(frozenset({"GPU-1"})), 2.0)
+    assert book.states() == {"GPU-0": "ok", **({"GPU-1": "hung"} if known else {})}
+    assert book.unopened() == ({} if known else {1: "hung"})
 
 
 @pytest.mark.parametrize("bus_id", ["", "garbage", "FFFFFFFF:FF:FF.0"])

@@ -11,7 +11,7 @@ from gpuhost_exporter.sources.nvml.readings import Batch, Gpu, Inventory
 
 GPU_STATES = ("ok", "lost", "needs_reset", "hung", "missing", "unreadable", "unknown")
 
-_FAULT_STATES = {"lost": "lost", "needs_reset": "needs_reset", "gone": "lost"}
+_FAULT_STATES = {"lost": "lost", "needs_reset": "needs_reset", "gone": "lost", "hung": "hung"}
 _CRASH_MEMORY = 600.0  # a second crash on the same GPU within this time leaves it out
 LONGEST_PAUSE = 600.0
 
@@ -80,6 +80,7 @@ class Book:
                 self._states[uuid] = "ok"
             elif uuid in out:
                 self._states[uuid] = "hung"
+                broken.pop(gpu.index, None)
             else:
                 self._states[uuid] = broken.pop(gpu.index, "missing")
         taken = {gpu.index for gpu in inventory.gpus}

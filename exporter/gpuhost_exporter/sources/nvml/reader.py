@@ -126,7 +126,9 @@ class Reader:
                     device = inventory.device(self._calls, index)
                     if device.uuid in devices:
                         raise Malformed(f"nvmlDeviceGetUUID: {device.uuid} twice")
-                    if device.uuid not in skip:
+                    if device.uuid in skip:
+                        faults.append(Fault(place, "open", "hung", 0, f"{device.uuid} is left out"))
+                    else:
                         probe = Probe(self._calls, device)
                         gpus.append(inventory.gpu(probe))
                         faults.extend(probe.faults)
