@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from gpuhost_exporter.ledger.thresholds import Thresholds
-from gpuhost_exporter.sources.evidence import Evidence, ProcessSample
+from gpuhost_exporter.sources.evidence import Evidence, MountIo, ProcessSample
 from gpuhost_exporter.sources.nvml.readings import Activity
 
 # Heat and the power brake. 0x4, the power cap, is normal at full load; 0x8 may be any slowdown of the hardware.
@@ -209,7 +209,7 @@ def _work(evidence: Evidence, job: str, jobs: int, limits: Thresholds) -> Work:
         writer_blocked=any(process.role != "loader" and process.threads_blocked for process in processes),
         loading=any(process.threads_blocked for process in loaders) or burned >= limits.holder_cores * seconds,
         cores=cores,
-        mount=_mount(processes),
+        mount=_mount(processes, evidence.host.most_written, wrote),
     )
 
 
@@ -237,7 +237,11 @@ def _bytes(
     return wrote, wrote, sum(device.read_bytes for device in devices) / max(1, jobs), "host"
 
 
-def _mount(processes: Iterable[ProcessSample]) -> str:
-    """Where the one that wrote most writes to; empty where that is not told."""
+def _mount(processes: Iterable[ProcessSample], moved: MountIo | None, wrote: float) -> str:
+    """Where the one that wrote most writes to; where that is not told, whose device took most of it, whoever wrote.
+    Empty where neither is plain.
+    """
     writing = [process for process in processes if process.mount and process.wrote]
-    return max(writing, key=lambda process: process.wrote or 0).mount or "" if writing else ""
+    if writing:
+        return max(writing, key=lambda process: process.wrote or 0).mount or ""
+    return moved.point if moved and moved.write_bytes and 2 * moved.write_bytes >= wrote else ""
