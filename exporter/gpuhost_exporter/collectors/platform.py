@@ -122,7 +122,7 @@ class PlatformCollector(Collector):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self._fabric_manager = FabricManager(host.root)
-        self._paths: dict[tuple[str, str], str] = {}
+        self._nearness = placement.Nearness(host.root)
 
     def poll(self, now: float) -> Iterator[Sample]:
         yield from self._verdict()
@@ -175,19 +175,13 @@ class PlatformCollector(Collector):
             if isinstance(port, rdma.Port) and port.address
         }
         for gpu in gpus:
-            found = {device: self._path(gpu.bdf, address) for device, address in adapters.items()}
-            nearest = min(found.values(), key=placement.PATHS.index, default=None)
-            for device in (device for device, path in found.items() if path == nearest):
-                yield AFFINITY(*gpu_labels(gpu), device, found[device])
+            path, nearest = self._nearness.nearest(gpu.bdf, adapters.values())
+            for device, address in adapters.items():
+                if path and address in nearest:
+                    yield AFFINITY(*gpu_labels(gpu), device, path)
         if adapters:
             for path, available in gpudirect.paths(root).items():
                 yield GPUDIRECT(path, value=float(available))
-
-    def _path(self, gpu: str, adapter: str) -> str:
-        """Which slot a device is in does not change while the machine runs."""
-        if (gpu, adapter) not in self._paths:
-            self._paths[gpu, adapter] = placement.path_between(self.host.root, gpu, adapter)
-        return self._paths[gpu, adapter]
 
     def _processors(self) -> Iterator[Sample]:
         for governor, policies in sorted(placement.governors(self.host.root).items()):

@@ -102,6 +102,25 @@ def path_between(root: Root, one: str, other: str) -> str:
     return "node" if len(nodes) == 1 and not nodes & {None, -1} else "system"
 
 
+class Nearness:
+    """Remembers what is between devices: which slot one is in does not change while the machine runs."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._paths: dict[tuple[str, str], str] = {}
+
+    def nearest(self, one: str, others: Iterable[str]) -> tuple[str | None, frozenset[str]]:
+        """(what is between the device and the nearest of the others, those that are so near)."""
+        found = {other: self._path(one, other) for other in others}
+        path = min(found.values(), key=PATHS.index, default=None)
+        return path, frozenset(other for other, between in found.items() if between == path)
+
+    def _path(self, one: str, other: str) -> str:
+        if (one, other) not in self._paths:
+            self._paths[one, other] = path_between(self._root, one, other)
+        return self._paths[one, other]
+
+
 def switch_ports(root: Root) -> tuple[SwitchPort, ...]:
     """Downstream switch ports above GPUs and RDMA adapters. Those of virtual machines have none."""
     devices = list(_present_gpus(root))

@@ -142,6 +142,21 @@ def processes(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
         send_answer(pipe, answer)
 
 
+def traffic(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
+    """Answer each request with Traffic, or None. In a thread that a port's firmware may hold up."""
+    from gpuhost_exporter.sources.traffic import Adapters
+
+    pipe = Pipe(sock)
+    adapters = Adapters(Root(**arguments["root"]), SystemClock())
+    while True:
+        recv_request(pipe)
+        try:
+            answer: object = adapters.look()
+        except SourceError as error:
+            answer = error
+        send_answer(pipe, answer)
+
+
 def drives(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
     """Send what each drive's health log says, every `interval` seconds, and for how long one has been silent."""
     pipe = Pipe(sock)
@@ -209,6 +224,7 @@ JOBS: Mapping[str, PrivilegedJob] = {
     "drives": PrivilegedJob(drives, frozenset({linux.CAP_SYS_ADMIN})),
     "switch_ports": PrivilegedJob(switch_ports, frozenset({linux.CAP_SYS_ADMIN})),
     "waits": PrivilegedJob(waits, frozenset()),
+    "traffic": PrivilegedJob(traffic, frozenset()),
     # /proc/PID/io, environ and fd of others: their owner's alone to open (DAC), and to be traced (PTRACE).
     "processes": PrivilegedJob(processes, frozenset({linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH})),
 }
