@@ -183,10 +183,8 @@ class App:
             put, fail = self._then_hurry(name, health.put), self._then_hurry(name, health.fail)
             yield Job("drives", self._drives_arguments, put, fail)
         if "platform" in collectors:
-            ports = self.host.switch_ports
-            yield Job(
-                "switch_ports", self._root_arguments, self._then_hurry(PlatformCollector.name, ports.put), ports.fail
-            )
+            registers, name = self.host.registers, PlatformCollector.name
+            yield Job("registers", self._root_arguments, self._then_hurry(name, registers.put), registers.fail)
         if "contention" in collectors:
             yield Job("waits", self._root_arguments, self._waits_told, self.host.waits.fail)
         if LedgerCollector.name in collectors:

@@ -100,7 +100,9 @@ class PlatformCollector(Collector):
     name: ClassVar[str] = "platform"
     help: ClassVar[str] = "Bare metal or virtual, and how the devices are placed and set up"
     source: ClassVar[str] = "/proc/cpuinfo, /sys/class/dmi/id, /sys/bus/pci, /sys/kernel/iommu_groups, NVML"
-    privilege: ClassVar[str] = "CAP_SYS_ADMIN for ACS, whose registers the kernel shows to nobody else"
+    privilege: ClassVar[str] = (
+        "CAP_SYS_ADMIN for ACS, whose registers the kernel shows to nobody else; CAP_DAC_READ_SEARCH for SMBIOS"
+    )
     interval: ClassVar[float] = 60.0
     specs: ClassVar[tuple[Spec, ...]] = (
         VIRTUALIZED,
@@ -153,6 +155,9 @@ class PlatformCollector(Collector):
             yield Evidence("nvml", mode, virtual=True, weight=PROOF)
         if modes and not modes & {"passthrough", "vgpu"}:
             yield Evidence("nvml", ", ".join(sorted(modes)), virtual=False, weight=HINT)
+        smbios = self.host.registers.told().virtual_machine
+        if smbios is not None:
+            yield virtualization.of_smbios(smbios)
         with self.guard("stat"):
             if contention.steal_seconds(self.host.root):  # that nothing was stolen so far proves nothing
                 yield Evidence("steal", "CPU time was stolen", virtual=True, weight=PROOF)
@@ -163,7 +168,7 @@ class PlatformCollector(Collector):
         mode = placement.iommu_mode(root, [gpu.bdf for gpu in gpus])
         if mode is not None:
             yield from one_of(IOMMU, (), placement.IOMMU_MODES, mode)
-        ports = self.host.switch_ports.told()
+        ports = self.host.registers.told().switch_ports
         if ports:
             for state, redirects in (("enabled", True), ("disabled", False), ("unreadable", None)):
                 yield SWITCH_PORTS(state, value=sum(port.redirects is redirects for port in ports))

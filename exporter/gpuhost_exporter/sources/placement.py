@@ -48,21 +48,29 @@ class SwitchPort:
     redirects: bool | None
 
 
-class SwitchPorts:
-    """The exporter's side: what the process that may read the registers found last."""
+@dataclass(frozen=True, slots=True)
+class Registers:
+    """What not everybody may read. `virtual_machine`: SMBIOS' own bit; None where it is not told."""
+
+    switch_ports: tuple[SwitchPort, ...] = ()
+    virtual_machine: bool | None = None
+
+
+class PrivilegedRegisters:
+    """The exporter's side: what the process that may read them found last."""
 
     def __init__(self) -> None:
-        self._ports: tuple[SwitchPort, ...] | None = None
+        self._found = Registers()
 
-    def put(self, ports: tuple[SwitchPort, ...]) -> None:
-        self._ports = ports
+    def put(self, found: Registers) -> None:
+        self._found = found
 
     def fail(self, _kind: str, _message: str) -> None:
         """The reader has ended: what it found may change unseen."""
-        self._ports = None
+        self._found = Registers()
 
-    def told(self) -> tuple[SwitchPort, ...] | None:
-        return self._ports
+    def told(self) -> Registers:
+        return self._found
 
 
 def numa_nodes(root: Root, gpus: Mapping[str, str]) -> dict[str, int]:
