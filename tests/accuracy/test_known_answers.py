@@ -68,7 +68,7 @@ def test_every_gpu_gets_what_the_scenario_did(scenario, seconds, expected, skew)
 @pytest.mark.parametrize("told", ["pcie", "network"])
 def test_a_collective_between_hosts_is_communication_by_pcie_or_by_the_adapters_alone(told):
     """NVLink is quiet all the time; 10 s of each 30 are the exposed all-reduce."""
-    trace = Trace(("network-collective", 300 + LAG), pcie=told == "pcie", network="rates" if told == "network" else "")
+    trace = Trace(("network-collective", 300 + LAG), pcie=told == "pcie", network=told == "network")
     compute, communication = 20 / 30 * TRAINING, 10 / 30 * 0.998
     near(
         trace.run().shares(), {"communication": communication, "compute": compute, "host": 1 - compute - communication}
@@ -82,10 +82,10 @@ def test_without_either_it_cannot_be_told_from_waiting():
 
 
 def test_a_hang_beside_quiet_adapters_is_waiting_and_they_are_looked_at_only_then():
-    trace = Trace(("nccl-hang", 220 + LAG), network="sent").run()
+    trace = Trace(("nccl-hang", 220 + LAG), network=True).run()
     near(trace.shares(), {"waiting": 200 / 220 * 0.998, "compute": 20 / 220 * TRAINING})
     assert min(trace.looks) - START == pytest.approx(21, abs=1)
-    trace = Trace(("steady", 100), network="sent").run()
+    trace = Trace(("steady", 100), network=True).run()
     assert not trace.looks
 
 

@@ -22,10 +22,10 @@ class Trace:
 
     `profiled`: with GPM. `processes`: with the privileged reader's evidence, whose windows begin `skew` s earlier.
     `pcie`: with the GPUs' own traffic. `network`: with their adapters', looked at while the ledger wants it and told a
-    tick later; "sent": with what leaves the host.
+    tick later.
     """
 
-    def __init__(self, *history, count=2, profiled=True, processes=True, skew=0.0, pcie=True, network=""):
+    def __init__(self, *history, count=2, profiled=True, processes=True, skew=0.0, pcie=True, network=False):
         segments, at = [], START
         for name, seconds in history:
             segments.append(Segment(name, at))
@@ -75,9 +75,7 @@ class Trace:
         since, at = self.looks[-2:]
         old, new = (self.timeline.host_levels(moment - START)[1] for moment in (since, at))
         rate = (new.nic - old.nic) / (at - since)
-        sent = 8 * (new.nic - old.nic) + new.frontend - old.frontend
-        rates = {gpu.uuid: rate for gpu in self.gpus}
-        return (Network(since, at, rates, sent if self.network == "sent" else None),)
+        return (Network(since, at, {gpu.uuid: rate for gpu in self.gpus}),)
 
     def state(self, index, now):
         for fault in self.timeline.faults(now - START):

@@ -205,7 +205,7 @@ class Networked(Watched):
     def change(self, seen):
         if self.asked_at and self.asked_at[-1] == self.before:
             adapters = (Carried("0000:1b:00.0", 20 * 10**9, 10**9), Carried("0000:2b:00.0", 0, 0))
-            self.host.traffic.put(Traffic(self.before - 1.0, self.before, adapters, kernel=True))
+            self.host.traffic.put(Traffic(self.before - 1.0, self.before, adapters))
         return super().change(seen)
 
 

@@ -81,30 +81,3 @@ def test_it_lasts_while_the_gpus_stand_for_it_and_has_what_was_made(between, sec
 )
 def test_nothing_else_makes_one(between):
     assert not checkpoints(*CALM, *between, *CALM)
-
-
-def copies(sent):
-    """Of a job that is seen to copy 1 GB/s out of its GPU for 3 s, and to write no file."""
-    stands = [6, 7, 8]
-    pieces = [
-        Piece(at, at + 1.0, held=True, busy=0.02 if at in stands else TRAIN, profiled=True, working=at not in stands,
-              copied=1e9 * (at in stands), jobs=("j",))
-        for at in range(15)
-    ]  # fmt: skip
-    works = [Work(at, at + 1.0, "process", 0.0, 0.0, 0.0, False, False, {}, "") for at in range(15)]
-    watch = Watch("j", Thresholds())
-    told = [watch.advance(at, at + 1.0, [pieces], works, sent if at in stands else None) for at in range(15)]
-    (found,) = [each for each in told if each]
-    return found
-
-
-@pytest.mark.parametrize(
-    ("sent", "mode"),
-    [(None, "remote"), (0.9e9, "remote"), (1e6, "async"), (0.0, "async")],
-    ids=["not told", "sent", "hardly anything sent", "nothing sent"],
-)
-def test_what_is_only_copied_is_remote_unless_the_adapters_tell_that_it_stayed(sent, mode):
-    found = copies(sent)
-    assert (found.mode, found.mount) == (mode, "unknown")
-    assert found.bytes == pytest.approx(3e9)
-    assert found.seconds == pytest.approx(3, abs=0.1)

@@ -54,19 +54,17 @@ def test_without_profiling_traffic_is_no_wait_and_no_account_of_its_own():
     assert judged(replace(SPIN, profiled=False), (10.0, 11.0, 20e9)) == (False, False)
 
 
-def test_adapters_are_wanted_while_a_gpu_is_lone_or_copies_and_a_little_longer():
+def test_adapters_are_wanted_while_a_gpu_is_lone_and_a_little_longer():
     networks = Networks(LIMITS)
     assert not networks.wanted(0.0, [TRAIN])
     assert networks.wanted(1.0, [TRAIN, SPIN])
     assert networks.wanted(3.0, [TRAIN])
     assert not networks.wanted(4.0, [TRAIN])
-    assert networks.wanted(5.0, [replace(TRAIN, copied=1e9)])
 
 
-def test_what_is_old_is_forgotten_and_what_nobody_tells_is_not_nothing():
+def test_what_is_old_is_forgotten():
     networks = Networks(LIMITS)
-    networks.take(1.0, [Network(0.0, 1.0, {}, sent=5.0), Network(1.0, 2.0, {})])
-    assert networks.sent(0.0, 2.0) == 5.0
-    assert networks.sent(1.0, 2.0) is None
-    networks.take(12.0, ())
-    assert networks.sent(0.0, 2.0) is None
+    networks.take(11.0, [Network(10.0, 11.0, {"GPU-0": 20e9})])
+    assert networks.beside("GPU-0", SPIN).exchanging
+    networks.take(22.0, ())
+    assert networks.beside("GPU-0", SPIN).spinning

@@ -20,8 +20,7 @@ CHECKPOINT_SECONDS = histogram(
     "gpuhost_checkpoint_duration_seconds",
     "Seconds that checkpoints took, by mount and mode. sync: the GPUs stand while the job writes. async: they stand "
     "for a copy, then it writes beside training, which counts here. remote: no file is written, the copies out of "
-    "the GPUs tell; where the network adapters tell that nothing was sent, such a copy is async, of the copy alone. "
-    "Good for 140 GB is under 7.",
+    "the GPUs tell. Good for 140 GB is under 7.",
     "mount",
     "mode",
 )

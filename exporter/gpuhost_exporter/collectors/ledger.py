@@ -237,8 +237,7 @@ class LedgerCollector(Collector):
             near = [carried[address] for address in self._nearness.nearest(gpu.bdf, carried)[1]]
             moved = max(sum(each.received for each in near), sum(each.sent for each in near))
             rates[gpu.uuid] = moved / traffic.seconds
-        sent = float(sum(each.sent for each in traffic.adapters)) if traffic.kernel else None
-        return self._network_of(traffic.since, traffic.at, rates, sent)
+        return self._network_of(traffic.since, traffic.at, rates)
 
     def _spend(self, at: float, uuid: str, account: str, seconds: float) -> None:
         self._hours.add(self._wall + at, uuid, account, seconds)

@@ -17,7 +17,6 @@ Mode = Literal["sync", "async", "remote"]
 UNKNOWN_MOUNT = "unknown"
 _BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D is still taken to write
 _TAIL_SHARE = 0.1
-_SENT_SHARE = 0.01  # of what left the GPUs: if less left the host, it stayed here
 _USUAL_SECONDS = 60.0  # what a job writes all the time is learned over so long
 
 
@@ -56,7 +55,6 @@ class _Episode:
     wrote_beside: float = 0.0  # while the GPUs worked
     made: float = 0.0  # in all, without what was only copied
     copied: float = 0.0
-    sent: float | None = None  # by the host's network adapters, where that is told
     mounts: dict[str, float] = field(default_factory=dict)
     gpu_seconds: float = 0.0
 
@@ -92,15 +90,9 @@ class Watch:
         return self._closed(episode, told=True) if episode and episode.known else None
 
     def advance(
-        self,
-        since: float,
-        at: float,
-        pieces: Sequence[Sequence[Piece]],
-        works: Sequence[Work],
-        sent: float | None = None,
+        self, since: float, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]
     ) -> Checkpoint | None:
-        """Go on from one moment to the next. `pieces`: of each GPU of the job, up to the present; `works`: of the job;
-        `sent`: by the host's network adapters meanwhile, where that is told.
+        """Go on from one moment to the next. `pieces`: of each GPU of the job, up to the present; `works`: of the job.
 
         Returns the checkpoint that ended.
         """
@@ -133,7 +125,6 @@ class Watch:
             usual = sum(self._usual * (since - work.since) for work in early)
             episode.wrote_stalled = max(0.0, _bytes(early, 0.0, since, _wrote) - usual)
             episode.made = max(0.0, _bytes(early, 0.0, since, _made) - usual)
-        episode.sent = add_told(episode.sent, sent)
         if writing or copies:
             episode.wrote_at = at
         held_up = blocked and at - episode.wrote_at < _BLOCKED_SECONDS
@@ -172,14 +163,16 @@ class Watch:
         return max(episode.made + later, episode.copied + copied(pieces, at, float("inf")))
 
     def _closed(self, episode: _Episode, *, told: bool) -> Checkpoint:
-        only_copied = told and episode.made < self._limits.checkpoint_bytes <= episode.copied
-        beside = episode.wrote_beside > episode.wrote_stalled and not only_copied
-        mode: Mode = mode_of_copies(episode.copied, episode.sent) if only_copied else "async" if beside else "sync"
+        mode: Mode = "sync"
+        if told and episode.made < self._limits.checkpoint_bytes <= episode.copied:
+            mode = "remote"
+        elif episode.wrote_beside > episode.wrote_stalled:
+            mode = "async"
         # What is still written when the GPUs go on is the end of a window, unless it is most of it.
-        end = episode.active if beside else episode.stalls[-1][1] - episode.tail
+        end = episode.active if mode == "async" else episode.stalls[-1][1] - episode.tail
         return Checkpoint(
             job=self.job,
-            mount=UNKNOWN_MOUNT if only_copied else last_mount(episode.mounts, episode.made),
+            mount=UNKNOWN_MOUNT if mode == "remote" else last_mount(episode.mounts, episode.made),
             mode=mode,
             started=episode.started + episode.head,
             seconds=max(0.0, end - episode.started - episode.head),
@@ -187,16 +180,6 @@ class Watch:
             bytes=episode.made if episode.made >= self._limits.checkpoint_bytes else max(episode.made, episode.copied),
             gpu_seconds=episode.gpu_seconds,
         )
-
-
-def add_told(one: float | None, other: float | None) -> float | None:
-    """The sum of what is told."""
-    return other if one is None else one + (other or 0.0)
-
-
-def mode_of_copies(copied: float, sent: float | None) -> Mode:
-    """Of one that wrote no file. What nobody was seen to send either lies in the host's memory, to be written later."""
-    return "async" if sent is not None and sent < _SENT_SHARE * copied else "remote"
 
 
 def last_mount(mounts: Mapping[str, float], made: float) -> str:

@@ -223,7 +223,6 @@ class Ledger:
         if since is None:
             return []
         ended: list[Checkpoint | None] = []
-        sent = self._networks.sent(since, horizon)
         for name, job in self._jobs.items():
             pieces = [
                 [self._networks.beside(uuid, piece) for piece in gpu.book.pending if name in piece.jobs]
@@ -231,9 +230,9 @@ class Ledger:
             ]
             works = tuple(job.works)
             if job.marks:
-                ended += (job.watch.interrupt(), job.marks.advance(since, horizon, pieces, works, sent))
+                ended += (job.watch.interrupt(), job.marks.advance(since, horizon, pieces, works))
             else:
-                ended.append(job.watch.advance(since, horizon, pieces, works, sent))
+                ended.append(job.watch.advance(since, horizon, pieces, works))
         return [found for found in ended if found]
 
     def _settle(self, horizon: float) -> None:

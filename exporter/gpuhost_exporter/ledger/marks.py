@@ -9,16 +9,7 @@ import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
-from gpuhost_exporter.ledger.checkpoint import (
-    UNKNOWN_MOUNT,
-    Checkpoint,
-    Mode,
-    add_told,
-    copied,
-    last_mount,
-    mode_of_copies,
-    stands,
-)
+from gpuhost_exporter.ledger.checkpoint import UNKNOWN_MOUNT, Checkpoint, Mode, copied, last_mount, stands
 from gpuhost_exporter.ledger.piece import Piece, Work
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.marker import Mark
@@ -44,7 +35,6 @@ class _Sums:
     stalled: float = 0.0
     made: float = 0.0
     copied: float = 0.0
-    sent: float | None = None
     gpu_seconds: float = 0.0
     told: bool = False  # the bytes that its processes wrote are known
     mounts: dict[str, float] = field(default_factory=dict)
@@ -103,12 +93,7 @@ class Marks:
         self._sums.gpu_seconds += gpu_seconds
 
     def advance(
-        self,
-        since: float,
-        at: float,
-        pieces: Sequence[Sequence[Piece]],
-        works: Sequence[Work],
-        sent: float | None = None,
+        self, since: float, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]
     ) -> Checkpoint | None:
         """Go on from one moment to the next, as Watch.advance does. Returns the checkpoint that ended."""
         self._settled = at
@@ -116,8 +101,6 @@ class Marks:
         if not group:
             return None
         begin, end = group[0].since, max(span.until for span in group)
-        if begin < at:
-            self._sums.sent = add_told(self._sums.sent, sent)
         common = min(at, end) - max(since, begin)
         if common > 0:
             here = [[piece for piece in of_gpu if piece.since < at and since < piece.at] for of_gpu in pieces]
@@ -155,18 +138,20 @@ class Marks:
                     self._sums.mounts[mount] = self._sums.mounts.get(mount, 0.0) + work.wrote
 
     def _closed(self, group: Sequence[_Span], begin: float, end: float, sums: _Sums) -> Checkpoint:
-        only_copied = sums.told and sums.made < self._limits.checkpoint_bytes <= sums.copied
-        mode: Mode = "async" if 2 * sums.stalled < end - begin else "sync"
-        if only_copied:
-            mode = mode_of_copies(sums.copied, sums.sent)
+        mode: Mode = "sync"
+        mount = last_mount(sums.mounts, sums.made)
+        if sums.made < self._limits.checkpoint_bytes <= sums.copied and sums.told:
+            mode, mount = "remote", UNKNOWN_MOUNT
+        elif 2 * sums.stalled < end - begin:
+            mode = "async"
         return Checkpoint(
             job=self._job,
-            mount=UNKNOWN_MOUNT if only_copied else last_mount(sums.mounts, sums.made),
+            mount=mount,
             mode=mode,
             started=begin,
             seconds=end - begin,
             stalled=min(sums.stalled, end - begin),
-            bytes=max(0.0, sums.made) if sums.told and not only_copied else max(sums.made, sums.copied),
+            bytes=max(0.0, sums.made) if sums.told and mode != "remote" else max(sums.made, sums.copied),
             gpu_seconds=sums.gpu_seconds,
             name=next((span.name for span in group if span.name), ""),
         )

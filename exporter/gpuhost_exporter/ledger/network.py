@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gpuhost_exporter.ledger.piece import Piece
 from gpuhost_exporter.ledger.thresholds import Thresholds
@@ -19,13 +19,11 @@ _AFTER_SECONDS = 3.0  # adapters are looked at for so long after a GPU last want
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """One window. `rates`: by GPU, bytes a second of the busier direction of the adapters nearest to it. `sent`: bytes
-    of all adapters; None where not all that leaves the host is told."""
+    """One window. `rates`: by GPU, bytes a second of the busier direction of the adapters nearest to it."""
 
     since: float
     at: float
-    rates: Mapping[str, float] = field(default_factory=dict)
-    sent: float | None = None
+    rates: Mapping[str, float]
 
 
 class Networks:
@@ -43,7 +41,7 @@ class Networks:
 
     def wanted(self, now: float, latest: Iterable[Piece]) -> bool:
         """Whether to look at the adapters now; `latest`: what each GPU told last."""
-        if any(piece.lone or piece.copying for piece in latest):
+        if any(piece.lone for piece in latest):
             self._wanted_at = now
         return now - self._wanted_at < _AFTER_SECONDS
 
@@ -56,8 +54,3 @@ class Networks:
         if rate is None or max(window.since - piece.at, piece.since - window.at) > _NEAR_SECONDS:
             return piece
         return piece.networked(rate, self._limits)
-
-    def sent(self, since: float, at: float) -> float | None:
-        """Bytes that left the host in windows that end in that stretch; None where that is not told."""
-        told = [window.sent for window in self._windows if since < window.at <= at and window.sent is not None]
-        return sum(told) if told else None

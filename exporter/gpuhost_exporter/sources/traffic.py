@@ -27,7 +27,6 @@ from gpuhost_exporter.sources.rdma_counters import PortCounters
 LONGEST_SECONDS = 3.0  # between two looks that make a window; after a longer pause a look only begins one
 _SEARCH_SECONDS = 60.0
 _KEPT = 16
-_KERNEL = "net"
 
 
 class Carried(NamedTuple):
@@ -40,12 +39,9 @@ class Carried(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """`kernel`: whether some adapter's traffic through the kernel is told, too; in a container it seldom is."""
-
     since: float
     at: float
     adapters: tuple[Carried, ...]
-    kernel: bool
 
     @property
     def seconds(self) -> float:
@@ -80,7 +76,6 @@ class Adapters:
         since, self._at = self._at, now
         before, self._before = self._before, {}
         found: dict[str, Carried] = {}
-        kernel = False
         for name, address, read in self._counters:
             try:
                 now_read = read()
@@ -91,10 +86,9 @@ class Adapters:
                 grown = [max(0, new - old) for new, old in zip(now_read, before[name], strict=True)]
                 known = found.get(address, Carried(address, 0, 0))
                 found[address] = Carried(address, max(known.received, grown[0]), max(known.sent, grown[1]))
-                kernel |= name.startswith(_KERNEL)
         if not found or now - since > LONGEST_SECONDS:
             return None
-        return Traffic(since, now, tuple(found.values()), kernel)
+        return Traffic(since, now, tuple(found.values()))
 
 
 class NetworkTraffic:
@@ -153,7 +147,7 @@ def _interfaces(root: Root) -> Iterator[_Counter]:
         folder = f"{root.sys}/class/net/{name}"
         if os.path.exists(f"{folder}/device"):
             address = pci.address(link_target(f"{folder}/device"))
-            yield _Counter(f"{_KERNEL} {name}", address, partial(_statistics, folder))
+            yield _Counter(f"net {name}", address, partial(_statistics, folder))
 
 
 def _octets(counters: PortCounters) -> tuple[int, int]:
