@@ -89,8 +89,8 @@ PHASE = gpu_gauge(
 PHASE_SINCE = gpu_gauge("gpuhost_gpu_phase_since_timestamp_seconds", "Since when the GPU's phase has been what it is.")
 STEP = gpu_gauge(
     "gpuhost_gpu_step_seconds",
-    "Seconds of a training step of the GPU's job, by the rhythm of tensor work, or of NVLink where that is not told, of "
-    "this host's GPUs in the last 96 s. Told only where it shows plainly at a reading a second: steps of 3 to 30 s "
+    "Seconds of a training step of the GPU's job, by the rhythm of tensor work, or of NVLink where that is not told, "
+    "of this host's GPUs in the last 96 s. Told only where it shows plainly at a reading a second: steps of 3 to 30 s "
     "with a pause in each. A step under 2 s that is mostly pause may show as a multiple.",
 )
 DENSITY = gpu_gauge(
