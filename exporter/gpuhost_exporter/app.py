@@ -124,6 +124,7 @@ class App:
         self._privileged = PrivilegedReader(launcher, tuple(self._jobs({each.name for each, _ in collectors})))
         self._latency = self._latency_client() if "latency" in {each.name for each, _ in collectors} else None
         self.host.processes.connect(lambda request: self._privileged.ask("processes", request))
+        self.host.traffic.connect(lambda: self._privileged.ask("traffic", {}))
 
     def start(self, *, probing: bool = False) -> None:
         """Start reading, and `probing` other hosts where that is configured. Returns at once."""
@@ -185,14 +186,13 @@ class App:
             put, fail = self._then_hurry(name, health.put), self._then_hurry(name, health.fail)
             yield Job("drives", self._drives_arguments, put, fail)
         if "platform" in collectors:
-            ports = self.host.switch_ports
-            yield Job(
-                "switch_ports", self._root_arguments, self._then_hurry(PlatformCollector.name, ports.put), ports.fail
-            )
+            registers, name = self.host.registers, PlatformCollector.name
+            yield Job("registers", self._root_arguments, self._then_hurry(name, registers.put), registers.fail)
         if "contention" in collectors:
             yield Job("waits", self._root_arguments, self._waits_told, self.host.waits.fail)
         if LedgerCollector.name in collectors:
             yield Job("processes", self._root_arguments, processes.put, processes.fail)
+            yield Job("traffic", self._root_arguments, self.host.traffic.put, self.host.traffic.fail)
 
     def _latency_client(self) -> LatencyClient | None:
         """None where no host is to be probed: not configured, or this host is not what it seems."""

@@ -46,6 +46,11 @@ def seconds(value: float | None) -> str:
     return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
 
 
+def microseconds(value: float) -> str:
+    """Of a message: 4.2 us."""
+    return f"{value * 1e6:.1f} us"
+
+
 def ago(age: float | None) -> str:
     """How long ago something was last read; None is never."""
     return "never" if age is None else f"{seconds(age)} ago"

@@ -12,7 +12,8 @@ from gpuhost_exporter.sources.ethtool import Network
 from gpuhost_exporter.sources.latency.results import Results
 from gpuhost_exporter.sources.mounts import Capacities
 from gpuhost_exporter.sources.nvme_health import DriveHealth
-from gpuhost_exporter.sources.placement import SwitchPorts
+from gpuhost_exporter.sources.placement import PrivilegedRegisters
+from gpuhost_exporter.sources.traffic import NetworkTraffic
 
 if TYPE_CHECKING:
     from gpuhost_exporter.config import Settings
@@ -39,7 +40,8 @@ class Host:
     capacities: Capacities = field(default_factory=Capacities)
     network: Network = field(default_factory=Network)
     waits: Waits = field(default_factory=Waits)
-    switch_ports: SwitchPorts = field(default_factory=SwitchPorts)
+    registers: PrivilegedRegisters = field(default_factory=PrivilegedRegisters)
+    traffic: NetworkTraffic = field(default_factory=NetworkTraffic)
     board: Board = field(default_factory=Board)
     drive_health: DriveHealth = field(default_factory=DriveHealth)
     marker: Marker | None = None  # where training scripts mark their checkpoints; none unless the ledger serves

@@ -1,12 +1,14 @@
-"""What is wrong with the RDMA ports and with how the machine is set up for them, from its published samples."""
+"""What is wrong with the RDMA ports, with how the machine is set up for them, and with the way to the hosts that it
+probes; from its published samples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from gpuhost_exporter import figures
-from gpuhost_exporter.collectors import platform, rdma, rdma_ethernet
+from gpuhost_exporter.collectors import latency, platform, rdma, rdma_ethernet, targets
 from gpuhost_exporter.latest import Latest
+from gpuhost_exporter.sources.latency.results import TCP
 from gpuhost_exporter.specs import Spec
 
 # Kind, subject, message, action.
@@ -16,6 +18,8 @@ RATED: tuple[Spec, ...] = (rdma.CONGESTION, rdma_ethernet.PAUSE, rdma_ethernet.P
 
 _PAUSED_RATIO = 0.05
 _STALLS = ("ack_timeout", "adaptive_retransmission_timeout")
+_LOST_RATIO = 0.01
+_DRIFTED = 2.0  # times as slow as this path usually is
 _FULL_PACKETS = 4200.0  # 4096 bytes of RDMA and its headers
 
 
@@ -28,6 +32,7 @@ def find(latest: Latest, moved: Latest, *, each: bool = False) -> Iterator[Said]
         # The line of one port names it whole; of many, the first and how many more.
         more = f" and {len(ports) - 1} more" if len(ports) > 1 else ""
         yield kind, f"{ports[0]}{more}", message, action
+    yield from _peers(latest)
     yield from _platform(latest)
 
 
@@ -61,6 +66,36 @@ def _ports(latest: Latest, moved: Latest) -> Iterator[Said]:
     for (device, error), damaged in moved.rows(rdma_ethernet.PHYSICAL_ERRORS).items():
         if error == "crc" and damaged:
             yield "port_damages", device, "packets arrive damaged", "Exchange the cable or transceiver."
+
+
+def _peers(latest: Latest) -> Iterator[Said]:
+    target = latest.value(targets.COLLECTIVE_LATENCY)
+    for (peer, transport), seconds in latest.rows(latency.MEDIAN).items():
+        # The target is one of small messages over RDMA: tcp has none, only its own past.
+        if transport != TCP and target is not None and seconds > target:
+            took = figures.microseconds(seconds)
+            message = f"small messages take {took}, the target is {figures.microseconds(target)}"
+            yield (
+                "latency_high",
+                f"{peer} by {transport}",
+                message,
+                "Look at the ports' NUMA nodes, pauses and C-states.",
+            )
+    for (peer, transport), times in latest.rows(latency.DRIFT).items():
+        if transport == TCP and times >= _DRIFTED:
+            yield (
+                "latency_drift",
+                f"{peer} by {transport}",
+                f"small messages take {times:.1f} times as long as usual",
+                "",
+            )
+    for (peer, transport), share in latest.rows(latency.LOSS).items():
+        if share == 1:
+            message, action = "answers no probe", "Is it up, its port open, and its key the same?"
+            yield "peer_silent", f"{peer} by {transport}", message, action
+        elif share > _LOST_RATIO:
+            message = f"{figures.percent(share)} of the probes get no answer"
+            yield "peer_loses", f"{peer} by {transport}", message, "Look for discards on the way, and for load there."
 
 
 def _platform(latest: Latest) -> Iterator[Said]:

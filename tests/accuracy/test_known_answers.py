@@ -65,6 +65,30 @@ def test_every_gpu_gets_what_the_scenario_did(scenario, seconds, expected, skew)
         near(trace.shares(index), expected)
 
 
+@pytest.mark.parametrize("told", ["pcie", "network"])
+def test_a_collective_between_hosts_is_communication_by_pcie_or_by_the_adapters_alone(told):
+    """NVLink is quiet all the time; 10 s of each 30 are the exposed all-reduce."""
+    trace = Trace(("network-collective", 300 + LAG), pcie=told == "pcie", network=told == "network")
+    compute, communication = 20 / 30 * TRAINING, 10 / 30 * 0.998
+    near(
+        trace.run().shares(), {"communication": communication, "compute": compute, "host": 1 - compute - communication}
+    )
+
+
+def test_without_either_it_cannot_be_told_from_waiting():
+    shares = Trace(("network-collective", 300 + LAG), pcie=False).run().shares()
+    assert "communication" not in shares
+    assert shares["waiting"] == pytest.approx(10 / 30, abs=WITHIN)
+
+
+def test_a_hang_beside_quiet_adapters_is_waiting_and_they_are_looked_at_only_then():
+    trace = Trace(("nccl-hang", 220 + LAG), network=True).run()
+    near(trace.shares(), {"waiting": 200 / 220 * 0.998, "compute": 20 / 220 * TRAINING})
+    assert min(trace.looks) - START == pytest.approx(21, abs=1)
+    trace = Trace(("steady", 100), network=True).run()
+    assert not trace.looks
+
+
 def test_ten_minutes_of_checkpoints_an_hour_are_a_sixth():
     """The guide's own case, 16.7 %: 15 stalls of 40 s. The few kernels that run meanwhile are computing."""
     trace = Trace(("checkpoint-stall", 1800), ("steady", 1800 + LAG)).run()

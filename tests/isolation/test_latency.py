@@ -449,7 +449,7 @@ def test_perftest_runs_at_both_ends_and_its_figures_are_shown_as_round_trips(tmp
     assert value(series, "gpuhost_target_collective_latency_seconds") == 5e-6
     assert not chosen(series, FABRIC + "probe_loss_ratio", transport="rdma")
     assert not left
-    common = f"ib_write_lat -d mlx5_0 -i 1 -p {tcp_port} -n 45 -s 8 -x 3 -F -U"
+    common = f"ib_write_lat -d mlx5_0 -i 1 -p {tcp_port} -n 46 -s 8 -x 3 -F -U"
     assert set((tmp_path / "told").read_text().splitlines()) == {common, f"{common} 127.0.0.1"}
 
 

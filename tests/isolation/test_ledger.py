@@ -49,7 +49,7 @@ def test_a_checkpoint_is_booked_measured_and_reported(start, tmp_path):
     kept = f"--storage.path={tmp_path / 'kept'}"
     daemon = start("checkpoint-sync", kept, elapsed=20.0, config="[price]\ngpu-hour = 3600\n")
     name = "gpuhost_checkpoint_duration_seconds"
-    series = daemon.wait_until(lambda seen: value(seen, f"{name}_count", mode="sync") == 1, 40)
+    series = daemon.wait_until(lambda seen: value(seen, f"{name}_count", mode="sync", mount="/data") == 1, 40)
     for gpu in GPUS:
         assert booked(series, gpu, "checkpoint") == pytest.approx(6.8, abs=1.0)
         assert booked(series, gpu, "unknown") < 1.6, "from the first sight of it to its first reading"

@@ -18,6 +18,7 @@ from gpuhost_exporter.sources import linux, readers
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.privileged import Job, PrivilegedReader
 from gpuhost_exporter.sources.processes import Processes
+from gpuhost_exporter.sources.traffic import NetworkTraffic
 
 MB = 1_000_000
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
@@ -154,6 +155,7 @@ from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.follow import Follower
 from gpuhost_exporter.sources.processes import Processes
+from gpuhost_exporter.sources.traffic import NetworkTraffic
 follower, processes = Follower(Root(), SystemClock()), Processes(SystemClock())
 follower.look({"GPU-0": [int(sys.argv[1])]})
 print("looked", flush=True)
@@ -199,3 +201,31 @@ def test_without_privilege_states_and_cpu_time_remain_and_the_rest_is_said_to_be
         "denied",
         "I/O of 2 GPU processes may not be read; grant CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
     ]
+
+
+def test_adapters_are_looked_at_beside_them_in_the_same_reader_without_privilege(tmp_path):
+    """The job `traffic` on a small /sys: two requests make a window."""
+    folder = tmp_path / "sys/class/net/eth0"
+    (folder / "statistics").mkdir(parents=True)
+    (folder / "device").mkdir()
+    for direction in ("rx", "tx"):
+        (folder / f"statistics/{direction}_bytes").write_text("1000\n")
+    launcher, network = Launcher.start(readers.KINDS), NetworkTraffic()
+    root = {"proc": "/proc", "sys": str(tmp_path / "sys"), "dev": "/dev"}
+    reader = PrivilegedReader(launcher, (Job("traffic", lambda: {"root": root}, network.put, network.fail),))
+    network.connect(lambda: reader.ask("traffic", {}))
+    reader.start()
+    try:
+        deadline = time.monotonic() + 20
+        told = ()
+        while not any(window.adapters[0].sent for window in told):
+            assert time.monotonic() < deadline
+            network.look()
+            time.sleep(0.1)
+            (folder / "statistics/tx_bytes").write_text(f"{5_000_000 + int(1e6 * time.monotonic())}\n")
+            told = network.take()
+        (pid,) = (pid for pid, name in descendants(launcher.pid).items() if name.startswith("gpuhost-priv"))
+        assert capabilities(pid) == set()
+    finally:
+        reader.stop()
+        launcher.close()

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _RULE = "-" * 87
+_HEADER = (
+    "#bytes #iterations    t_min[usec]    t_max[usec]  t_typical[usec]    t_avg[usec]    t_stdev[usec]   "
+    "99% percentile[usec]   99.9% percentile[usec] "
+)
 NO_DEVICE = """ Did not detect devices
  If device exists, check if driver is up
  Unable to find the Infiniband/RoCE device
@@ -35,10 +39,11 @@ def output(microseconds: Sequence[float]) -> str:
  remote address: LID 0000 QPN 0x0088 PSN 0xbc2a6 RKey 0x180e00 VAddr 0x0055b5a6d24000
  GID: 00:00:00:00:00:00:00:00:00:00:255:255:10:00:00:02
 {_RULE}
+ {_HEADER}
 #, usec
-{listed} #bytes #iterations    t_min[usec]    t_max[usec]  t_typical[usec]    t_avg[usec]    t_stdev[usec]   \
-99% percentile[usec]   99.9% percentile[usec]
- 8       {count}          {ordered[0]:<7.2f}        {ordered[-1]:<7.2f}      {middle:<7.2f} \
+{listed}{_RULE}
+ {_HEADER}
+ 8       {count + 1}          {ordered[0]:<7.2f}        {ordered[-1]:<7.2f}      {middle:<7.2f} \
  \t       {middle:<7.2f}     \t0.00\t\t{ordered[-1]:<7.2f} \t\t{ordered[-1]:<7.2f}
 {_RULE}
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gpuhost_exporter.ledger.ledger import Ledger, Seen
+from gpuhost_exporter.ledger.network import Network
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sim.control import Control, Segment
 from gpuhost_exporter.sim.timeline import Timeline
@@ -20,9 +21,11 @@ class Trace:
     """A scenario, or several one after the other, on a host of H100s of which a ledger watches the first `count`.
 
     `profiled`: with GPM. `processes`: with the privileged reader's evidence, whose windows begin `skew` s earlier.
+    `pcie`: with the GPUs' own traffic. `network`: with their adapters', looked at while the ledger wants it and told a
+    tick later.
     """
 
-    def __init__(self, *history, count=2, profiled=True, processes=True, skew=0.0):
+    def __init__(self, *history, count=2, profiled=True, processes=True, skew=0.0, pcie=True, network=False):
         segments, at = [], START
         for name, seconds in history:
             segments.append(Segment(name, at))
@@ -32,6 +35,9 @@ class Trace:
         self.profiled = profiled
         self.processes = processes
         self.skew = skew
+        self.pcie = pcie
+        self.network = network
+        self.looks = []
         self.spent = []
         self.ledger = Ledger(Thresholds(), lambda *spent: self.spent.append(spent))
         self.checkpoints = []
@@ -46,18 +52,30 @@ class Trace:
         return self
 
     def tick(self, now):
-        before, self.now = self.now, now
+        before, self.now = self.before, self.now = self.now, now
         seen = Seen(
             states={gpu.uuid: self.state(gpu.index, now) for gpu in self.gpus},
             activities=[self.activity(gpu, before, now) for gpu in self.gpus if self.state(gpu.index, now) == "ok"],
             windows=self.windows(before, now) if self.processes and before is not None else (),
             power_limits={gpu.uuid: self.timeline.host.model.limit_watts for gpu in self.gpus},
+            networks=self.networks(),
         )
         self.checkpoints += self.ledger.tick(now, self.change(seen))
+        if self.network and self.ledger.wants_network(now):
+            self.looks.append(now)
 
     def change(self, seen):
         """For those who make something of it."""
         return seen
+
+    def networks(self):
+        """What the look of the last tick told, if it was not the first for a while."""
+        if len(self.looks) < 2 or self.looks[-1] != self.before or self.looks[-1] - self.looks[-2] > 3.0:
+            return ()
+        since, at = self.looks[-2:]
+        old, new = (self.timeline.host_levels(moment - START)[1] for moment in (since, at))
+        rate = (new.nic - old.nic) / (at - since)
+        return (Network(since, at, {gpu.uuid: rate for gpu in self.gpus}),)
 
     def state(self, index, now):
         for fault in self.timeline.faults(now - START):
@@ -79,9 +97,10 @@ class Trace:
                 "sm_active_ratio": mean["sm"],
                 "tensor_ratio": mean["tensor"],
                 "memory_bandwidth_ratio": mean["dram"],
-                "pcie_tx_bytes_per_second": mean["pcie_tx"],
-                "pcie_rx_bytes_per_second": mean["pcie_rx"],
             }
+            if self.pcie:
+                told["pcie_tx_bytes_per_second"] = mean["pcie_tx"]
+                told["pcie_rx_bytes_per_second"] = mean["pcie_rx"]
         return reading(
             Activity,
             uuid=gpu.uuid,

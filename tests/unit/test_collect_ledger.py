@@ -10,6 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as text
 from support.gpus import FakeNvml, gpu, host_of, poll
 from support.traces import Trace
+from trees import Link, plant
 
 from gpuhost_exporter.collectors.checkpoints import RESULTS
 from gpuhost_exporter.collectors.ledger import LedgerCollector
@@ -18,6 +19,7 @@ from gpuhost_exporter.exposition import Renderer
 from gpuhost_exporter.ledger.accounts import ACCOUNTS
 from gpuhost_exporter.sources.marker import Marker
 from gpuhost_exporter.sources.state import State
+from gpuhost_exporter.sources.traffic import Carried, Traffic
 
 
 class Watched(Trace):
@@ -174,6 +176,48 @@ def test_a_culprit_is_one_series_and_says_why(tmp_path):
     assert len(watched.found["gpu_culprit_info"]) == 1
     assert watched.of("gpu_culprit", "not_joined", index=0) == 0
     assert watched.of("gpu_hang_seconds", index=0) >= 30
+
+
+@pytest.fixture
+def two_sockets(tmp_path):
+    """GPU 0 and an adapter below one host bridge, GPU 1 and another below the other."""
+    at = {"0000:1a:00.0": "15", "0000:1b:00.0": "15", "0000:2a:00.0": "26", "0000:2b:00.0": "26"}
+    return plant(
+        tmp_path / "root",
+        {f"sys/bus/pci/devices/{bdf}": Link(f"../../../devices/pci0000:{bus}/{bdf}") for bdf, bus in at.items()},
+    )
+
+
+class Networked(Watched):
+    """GPU 0's adapter carries 20 GB/s in each second that it is looked at, GPU 1's nothing."""
+
+    def __init__(self, folder, root, *history):
+        super().__init__(folder, *history, pcie=False)
+        self.host.root = root
+        self.host.nvml.known = tuple(
+            replace(each, bdf=bdf)
+            for each, bdf in zip(self.host.nvml.known, ("0000:1a:00.0", "0000:2a:00.0"), strict=True)
+        )
+        self.asked_at = []
+        self.host.traffic.connect(lambda: self.asked_at.append(self.now) is None)
+        self.collector = LedgerCollector(self.host)
+
+    def change(self, seen):
+        if self.asked_at and self.asked_at[-1] == self.before:
+            adapters = (Carried("0000:1b:00.0", 20 * 10**9, 10**9), Carried("0000:2b:00.0", 0, 0))
+            self.host.traffic.put(Traffic(self.before - 1.0, self.before, adapters))
+        return super().change(seen)
+
+
+def test_each_gpu_goes_by_the_adapters_nearest_to_it(tmp_path, two_sockets):
+    watched = Networked(tmp_path, two_sockets, ("network-collective", 56)).run()
+    names = ("communication", "waiting")
+    near, far = ([watched.of("gpu_time_seconds_total", name, index=index) for name in names] for index in (0, 1))
+    assert near == [pytest.approx(12.5, abs=1), 0]
+    assert far == [0, pytest.approx(12.5, abs=1)]
+    assert [watched.of("gpu_phase", phase, index=0) for phase in ("communicating", "waiting")] == [1, 0]
+    assert [watched.of("gpu_phase", phase, index=1) for phase in ("communicating", "waiting")] == [0, 1]
+    assert len(watched.asked_at) < 24, "only while a GPU is busy with nothing that its own counters show"
 
 
 @pytest.mark.parametrize(("parse", "is_openmetrics"), [(text, False), (openmetrics, True)])

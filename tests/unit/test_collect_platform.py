@@ -31,7 +31,7 @@ def simulated(folder, name, scenario="steady"):
     host.nvml = FakeNvml(*gpus)
     if spec.driver:
         host.nvml.versions = host.nvml.versions.__class__(spec.driver.version, "", None)
-    host.switch_ports.put(placement.switch_ports(host.root))
+    host.registers.put(placement.Registers(placement.switch_ports(host.root)))
     list(RdmaCollector(host).poll(0.0))
     return host
 
@@ -101,13 +101,35 @@ def test_a_fabric_manager_of_another_version_does_not_match(tmp_path):
     assert told(host)["fabric_manager_matches_driver",] == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "bit", "evidence", "verdict"),
+    [
+        ("h100x8", None, None, ("none", 0)),
+        ("h100x8", False, 0, ("none", 0)),
+        ("h100x8", True, 1, ("unknown", 1)),
+        ("vm", False, 0, ("kvm", 1)),
+        ("vm", True, 1, ("kvm", 1)),
+    ],
+    ids=["not told", "metal", "a guest whose CPU hides it", "a guest that SMBIOS does not mark", "a guest"],
+)
+def test_the_firmwares_own_word_counts_for_a_guest_and_hardly_against_one(tmp_path, name, bit, evidence, verdict):
+    host = simulated(tmp_path, name)
+    host.registers.put(placement.Registers(virtual_machine=bit))
+    found = told(host)
+    assert (
+        next((value for key, value in found.items() if key[:2] == ("virtualization_evidence", "smbios")), None)
+        == evidence
+    )
+    assert found["virtualized", verdict[0]] == verdict[1]
+
+
 def test_registers_that_nobody_may_read_are_unreadable_not_disabled(tmp_path):
     host = simulated(tmp_path, "h100x8")
     ports = placement.switch_ports(host.root)
-    host.switch_ports.put(tuple(placement.SwitchPort(port.bdf, None) for port in ports))
+    host.registers.put(placement.Registers(tuple(placement.SwitchPort(port.bdf, None) for port in ports)))
     found = told(host)
     assert [found["pci_switch_ports", acs] for acs in ("enabled", "disabled", "unreadable")] == [0, 0, 16]
-    host.switch_ports.fail("unavailable", "ended")
+    host.registers.fail("unavailable", "ended")
     assert not [key for key in told(host) if key[0] == "pci_switch_ports"]
 
 

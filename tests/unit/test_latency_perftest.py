@@ -6,6 +6,8 @@ import contextlib
 import os
 import select
 import stat
+import statistics
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,19 +20,33 @@ from gpuhost_exporter.latency.settings import LatencySettings, Rdma
 from gpuhost_exporter.sources.latency import perftest
 from gpuhost_exporter.sources.latency.results import Results, Round, Skipped
 from gpuhost_exporter.sources.latency.trials import Trials
+from gpuhost_exporter.verify.wire import parse_perftest
 
 RDMA = Rdma("mlx5_0", gid_index=3)
+RECORDED = Path(__file__).parents[1] / "support" / "recorded" / "ib_write_lat-unsorted.txt"
 
 
 def test_the_client_is_told_the_server_and_both_the_same_of_the_rest():
     server = perftest.command(RDMA, 45, None)
-    assert " ".join(server) == "ib_write_lat -d mlx5_0 -i 1 -p 18515 -n 45 -s 8 -x 3 -F -U"
+    assert " ".join(server) == "ib_write_lat -d mlx5_0 -i 1 -p 18515 -n 46 -s 8 -x 3 -F -U"
     assert perftest.command(RDMA, 45, "10.0.0.2") == [*server, "10.0.0.2"]
     assert perftest.command(Rdma("efa0", program="ib_send_lat"), 45, None)[0] == "ib_send_lat"
 
 
 def test_a_round_trip_is_twice_what_perftest_prints():
     assert perftest.parse(output([9.5, 1.05, 0.98, 1e-05]), warm_up=1) == pytest.approx((2.1e-6, 1.96e-6, 2e-11))
+
+
+def test_what_perftest_really_printed_is_read_and_agrees_with_its_own_table():
+    """Of version 4.5 over soft-RoCE, told -n 45 (tests/vm/test_rdma.py)."""
+    text = RECORDED.read_text()
+    seconds = perftest.parse(text, warm_up=0)
+    halves = [1e6 * value / 2 for value in seconds]
+    assert len(seconds) == 44
+    assert halves[:2] == pytest.approx([779.507, 135.638])
+    for column, told in (("t_min", min(halves)), ("t_typical", statistics.median(halves))):
+        assert told == pytest.approx(parse_perftest(text, column), rel=0.01)
+    assert perftest.parse(text, warm_up=5) == seconds[5:]
 
 
 @pytest.mark.parametrize(

@@ -80,11 +80,13 @@ def test_two_jobs_on_a_host_have_a_step_each_and_one_that_pauses_has_none_any_mo
     assert rhythm.periods == {}
 
 
-def test_a_job_that_waits_for_its_data_every_few_seconds_has_the_step_of_the_scenario():
-    rhythm, trace = Rhythm(), Trace(("data-starved", 100))
+@pytest.mark.parametrize("profiled", [True, False], ids=["by tensor work", "by NVLink"])
+def test_a_job_that_waits_for_its_data_every_few_seconds_has_the_step_of_the_scenario(profiled):
+    rhythm, trace = Rhythm(), Trace(("data-starved", 100), profiled=profiled)
     told = []
     trace.change = lambda seen: told.append(seen) or seen
     trace.run()
     for second, seen in enumerate(told):
-        rhythm.tick(START + second, {gpu.uuid: "j" for gpu in trace.gpus}, seen.activities)
+        for _ in range(2):  # what is told again is not counted
+            rhythm.tick(START + second, {gpu.uuid: "j" for gpu in trace.gpus}, seen.activities)
     assert rhythm.periods["j"] == pytest.approx(3.7, rel=0.01)

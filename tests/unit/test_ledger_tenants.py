@@ -8,6 +8,9 @@ import pytest
 from support.traces import Trace
 
 from gpuhost_exporter.collectors.ledger import EVIDENCE, TIME
+from gpuhost_exporter.ledger.piece import works
+from gpuhost_exporter.ledger.thresholds import Thresholds
+from gpuhost_exporter.sources.evidence import CgroupIo, HostIo, MountIo
 
 LAG = 3.5
 
@@ -79,3 +82,30 @@ def test_a_gpu_in_instances_that_nobody_has_is_unallocated():
     trace = Partitioned(("steady", 60))
     trace.held = False
     assert trace.run().shares(0) == {"unallocated": 1.0}
+
+
+def window(moved, *, point=None, denied=False):
+    """100 MB by one holder; `moved`: what the device of a mount took meanwhile."""
+    (told,) = Trace(("steady", 10)).windows(1000.0, 1001.0)
+    holder = told.processes[0]._replace(written_chars=10**8, mount=point, denied=denied)
+    io = CgroupIo("/job", holder.job, 0, 10**8, None, None, None, None)
+    host = HostIo(None, None, None, None if moved is None else MountIo("/data", moved))
+    return replace(told, processes=(holder,), cgroups=(io,), host=host)
+
+
+@pytest.mark.parametrize("denied", [False, True], ids=["its own bytes are read", "only its control group's"])
+@pytest.mark.parametrize(
+    ("point", "moved", "expected"),
+    [
+        ("/home", 10**8, "/home"),
+        (None, 10**8, "/data"),
+        (None, 5 * 10**7, "/data"),
+        (None, 4 * 10**7, ""),
+        (None, 0, ""),
+        (None, None, ""),
+    ],
+    ids=["open files tell", "the device that moved", "half of it", "too little", "nothing", "not told"],
+)
+def test_where_open_files_do_not_tell_the_device_that_took_the_bytes_names_the_mount(point, moved, expected, denied):
+    found = works(window(moved, point=point, denied=denied), Thresholds())["slurm:90017"]
+    assert (found.rung, found.mount) == ("cgroup" if denied else "process", expected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpuhost_exporter.collectors import platform, rdma, rdma_ethernet
+from gpuhost_exporter.collectors import latency, platform, rdma, rdma_ethernet, targets
 from gpuhost_exporter.findings import find
 from gpuhost_exporter.latest import Latest
 from gpuhost_exporter.status import RATED, build
@@ -21,6 +21,11 @@ WELL = [
     platform.IOMMU("passthrough"),
     platform.IOMMU("translated", value=0),
     platform.SWITCH_PORTS("enabled", value=0),
+    targets.COLLECTIVE_LATENCY(value=5e-6),
+    latency.MEDIAN("gpu-2", "rdma", value=4.9e-6),
+    latency.MEDIAN("gpu-2", "tcp", value=40e-6),
+    latency.DRIFT("gpu-2", "tcp", value=1.4),
+    latency.LOSS("gpu-2", "tcp", value=0.005),
 ]
 QUIET = [
     rdma_ethernet.PAUSE("mlx5_0", "3", value=0.0004),
@@ -81,6 +86,27 @@ def test_congestion_control_at_work_on_a_host_that_is_well_is_nothing_to_say():
         ),
         ([platform.IOMMU("translated")], [], ("info", "IOMMU: translates the GPUs' traffic")),
         (
+            [latency.MEDIAN("gpu-3", "rdma", value=7.31e-6)],
+            [],
+            ("warning", "gpu-3 by rdma: small messages take 7.3 us, the target is 5.0 us"),
+        ),
+        (
+            [latency.MEDIAN("all", "mpi", value=9e-6)],
+            [],
+            ("warning", "all by mpi: small messages take 9.0 us, the target is 5.0 us"),
+        ),
+        (
+            [latency.DRIFT("gpu-3", "tcp", value=2.5)],
+            [],
+            ("info", "gpu-3 by tcp: small messages take 2.5 times as long as usual"),
+        ),
+        ([latency.LOSS("gpu-3", "tcp", value=1.0)], [], ("warning", "gpu-3 by tcp: answers no probe")),
+        (
+            [latency.LOSS("gpu-3", "tcp", value=0.02)],
+            [],
+            ("warning", "gpu-3 by tcp: 2 % of the probes get no answer"),
+        ),
+        (
             [platform.SWITCH_PORTS("enabled", value=4)],
             [],
             ("info", "ACS: sends traffic between GPUs through the CPU"),
@@ -89,6 +115,11 @@ def test_congestion_control_at_work_on_a_host_that_is_well_is_nothing_to_say():
 )
 def test_each_fault_is_said_and_nothing_else(samples, rates, finding):
     assert said([*WELL, *samples], [*QUIET, *rates]) == [finding]
+
+
+def test_a_drift_of_what_has_a_target_is_not_said_twice_and_without_a_target_nothing_is_above_it():
+    assert said([*WELL, latency.DRIFT("gpu-3", "rdma", value=3.0)]) == []
+    assert said([latency.MEDIAN("gpu-3", "rdma", value=1.0)]) == []
 
 
 def test_what_many_ports_share_is_said_once():

@@ -12,7 +12,7 @@ from trees import Link, plant
 
 from gpuhost_exporter.errors import Denied, Malformed
 from gpuhost_exporter.sources import placement
-from gpuhost_exporter.sources.placement import SwitchPort, SwitchPorts, parse_redirects
+from gpuhost_exporter.sources.placement import PrivilegedRegisters, Registers, SwitchPort, parse_redirects
 
 GPU, NIC = "0000:1b:00.0", "0000:18:00.0"
 SWITCH = "pci0000:15/0000:15:01.0/0000:16:00.0"
@@ -155,12 +155,12 @@ def test_a_machine_without_switches_has_no_ports(tmp_path):
 
 
 def test_what_was_found_is_forgotten_when_the_reader_ends():
-    ports = SwitchPorts()
-    assert ports.told() is None
-    ports.put((SwitchPort("0000:17:00.0", redirects=True),))
-    assert len(ports.told()) == 1
-    ports.fail("unavailable", "ended")
-    assert ports.told() is None
+    registers = PrivilegedRegisters()
+    assert registers.told() == Registers()
+    registers.put(Registers((SwitchPort("0000:17:00.0", redirects=True),), virtual_machine=False))
+    assert len(registers.told().switch_ports) == 1
+    registers.fail("unavailable", "ended")
+    assert registers.told() == Registers()
 
 
 def test_governors_are_counted_and_idle_states_that_are_off_left_out(tmp_path):

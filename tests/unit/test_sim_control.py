@@ -21,8 +21,8 @@ HOSTS = {"h100x8", "l40s", "vm", "mig", "oldkernel", "nogpu"}
 SCENARIOS = {
     "array-degraded", "array-slow", "checkpoint-async", "checkpoint-stall", "checkpoint-sync", "clocks-locked",
     "data-starved", "drive-hung", "drive-pulled", "driver-crash", "driver-hung", "fabric-broken", "gpu-lost",
-    "gpu-reset", "idle", "nccl-hang", "nvlink-down", "roce-congested", "steady", "straggler", "thermal", "tour",
-    "xid-79",
+    "gpu-reset", "idle", "nccl-hang", "network-collective", "nvlink-down", "roce-congested", "steady", "straggler",
+    "thermal", "tour", "xid-79",
 }  # fmt: skip
 
 

@@ -16,7 +16,19 @@ from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.sim import catalogue, control
 from gpuhost_exporter.sim.ioctl import Interfaces
 from gpuhost_exporter.sim.tree import Tree, run
-from gpuhost_exporter.sources import block, ethtool, kmsg, machine, nvme, pci, pressure, raid, rdma, rdma_counters
+from gpuhost_exporter.sources import (
+    block,
+    ethtool,
+    kmsg,
+    machine,
+    nvme,
+    pci,
+    pressure,
+    procfs,
+    raid,
+    rdma,
+    rdma_counters,
+)
 from gpuhost_exporter.sources.files import Root
 
 HOSTS = catalogue.names()
@@ -369,6 +381,17 @@ def test_a_rank_has_loaders_that_read_and_a_writer_that_writes_in_the_background
     assert grown[4711]["wchar"] == pytest.approx(20 * 0.1e9 / 8, rel=0.05)
     assert grown[5000]["rchar"] == pytest.approx(20 * 2.4e9 / 16, rel=0.01)
     assert grown[6000]["rchar"] == grown[4711]["rchar"] == grown[5000]["wchar"] == 0
+
+
+@pytest.mark.parametrize(("host", "point"), [("h100x8", "/data"), ("l40s", "/data"), ("vm", "/data")])
+def test_a_rank_that_writes_has_its_file_open_on_the_data_array(
+    simulate: Callable[..., Simulated], host: str, point: str
+) -> None:
+    simulated = simulate(host, "checkpoint-sync").at(33)
+    found = procfs.written_mount(simulated.root, 4711)
+    assert found is not None
+    assert found.point == point
+    assert procfs.written_mount(simulated.root, 5000) is None, "loaders write nothing"
 
 
 def state(simulated: Simulated, pid: int) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpuhost_exporter.errors import Malformed, SourceError
 from gpuhost_exporter.sources import cgroups, procfs, writeback
-from gpuhost_exporter.sources.evidence import CgroupIo
+from gpuhost_exporter.sources.evidence import CgroupIo, MountIo
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.procfs import Io, Mount, Stat
 
@@ -157,6 +157,37 @@ def test_what_the_host_wrote_is_counted_at_the_drives_once(tmp_path):
     told = counters.look()
     assert (told.dirtied_bytes, told.written_bytes) == (10 * writeback.PAGE_BYTES, 3 * writeback.PAGE_BYTES)
     assert [(device.name, device.read_bytes, device.write_bytes) for device in told.devices] == [("nvme0n1", 0, 5120)]
+
+
+def mount(folder, data):
+    """md0 at `data`, a partition at the root."""
+    (folder / "proc/self").mkdir(parents=True, exist_ok=True)
+    (folder / "proc/self/mountinfo").write_text(
+        f"36 1 9:0 / {data} rw - xfs /dev/md0 rw\n37 1 259:1 / / rw - ext4 /dev/nvme0n1p1 rw"
+    )
+    (folder / "sys/dev/block").mkdir(parents=True, exist_ok=True)
+    (folder / "sys/block/nvme0n1/nvme0n1p1").mkdir(exist_ok=True)
+    for number, path in (("9:0", "md0"), ("259:1", "nvme0n1/nvme0n1p1")):
+        link = folder / f"sys/dev/block/{number}"
+        if not link.is_symlink():
+            link.symlink_to(f"../../block/{path}")
+
+
+def test_the_mount_whose_device_was_written_most_is_told_and_follows_a_device_that_is_mounted_elsewhere(tmp_path):
+    host(tmp_path)
+    mount(tmp_path, "/data")
+    counters = writeback.HostCounters(Root.below(str(tmp_path)))
+    counters.refresh()
+    assert counters.look().most_written is None
+    rows = (tmp_path / "proc/diskstats").read_text()
+    (tmp_path / "proc/diskstats").write_text(rows.replace("md0 1 0 8 1 1 0 0", "md0 1 0 8 1 1 0 20"))
+    told = counters.look()
+    assert told.most_written == MountIo("/data", 10240)
+    assert [device.name for device in told.devices] == ["nvme0n1"], "arrays and partitions count for mounts only"
+    mount(tmp_path, "/scratch")
+    counters.refresh()
+    (tmp_path / "proc/diskstats").write_text(rows.replace("md0 1 0 8 1 1 0 0", "md0 1 0 8 1 1 0 30"))
+    assert counters.look().most_written == MountIo("/scratch", 5120)
 
 
 def test_a_host_that_does_not_tell_is_not_taken_for_idle(tmp_path):

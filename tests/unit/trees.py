@@ -18,7 +18,7 @@ from gpuhost_exporter.sources.ethtool import Network
 from gpuhost_exporter.sources.files import Root
 from gpuhost_exporter.sources.kmsg import KernelLog
 from gpuhost_exporter.sources.nvme_health import DriveHealth
-from gpuhost_exporter.sources.placement import SwitchPorts
+from gpuhost_exporter.sources.placement import PrivilegedRegisters
 from gpuhost_exporter.targets import Targets
 
 
@@ -48,7 +48,7 @@ def host_at(folder: Path, files: Mapping[str, str]) -> SimpleNamespace:
         board=Board(),
         network=Network(no_interface),
         waits=Waits(),
-        switch_ports=SwitchPorts(),
+        registers=PrivilegedRegisters(),
         kernel_log=KernelLog(),
         nvml=FakeNvml(),
         targets=Targets.load({}),

@@ -4,7 +4,15 @@ whether the guest knows that it is one.
 
 from __future__ import annotations
 
+import shlex
+import statistics
+
+import pytest
 from support.daemon import select, value
+
+from gpuhost_exporter.latency.settings import Rdma
+from gpuhost_exporter.sources.latency import perftest
+from gpuhost_exporter.verify.wire import parse_perftest
 
 _COUNTERS = "/sys/class/infiniband/rxe0/ports/1/hw_counters"
 
@@ -55,6 +63,19 @@ def test_what_ib_write_lat_sends_is_counted_to_the_packet(wire):
     wire.wait_until(lambda series: of_port(series, "port_packets_total", direction="tx") == after)
 
 
+def test_the_probes_own_command_line_is_understood_and_its_list_agrees_with_perftests_table(wire):
+    """tests/support/recorded/ib_write_lat-unsorted.txt is what it printed when told -n 45."""
+    server, client = (
+        shlex.join(perftest.command(Rdma(device), 45, peer))
+        for device, peer in (("rxe1", None), ("rxe0", "192.168.77.2"))
+    )
+    output = wire.run(f"{server} >/dev/null 2>&1 & sleep 2; {client} 2>&1; wait", 90)
+    print(output)
+    seconds = perftest.parse(output, 0)
+    assert len(seconds) == 45
+    assert 1e6 * statistics.median(seconds) / 2 == pytest.approx(parse_perftest(output, "t_typical"), rel=0.05)
+
+
 def test_a_wire_that_loses_packets_shows_as_retransmissions(wire):
     def retransmissions(series):
         return of_port(series, "congestion_events_total", type="retransmission")
@@ -78,7 +99,9 @@ def test_the_machine_calls_itself_what_systemd_calls_it(machine):
     evidence = {
         dict(key)["source"]: speaks for key, speaks in select(series, "gpuhost_virtualization_evidence").items()
     }
-    assert evidence == {"cpuid": 1, "dmi": 1}
+    machine.run("modprobe dmi_sysfs")
+    extension = int(machine.run("od -An -tu1 -j19 -N1 /sys/firmware/dmi/entries/0-0/raw"))
+    assert evidence == {"cpuid": 1, "dmi": 1, "smbios": extension >> 4 & 1}
     assert value(series, "gpuhost_container", runtime="none") == 0
     assert value(series, "gpuhost_iommu_mode", mode="off") == 1
 

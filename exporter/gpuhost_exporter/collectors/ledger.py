@@ -11,14 +11,17 @@ from gpuhost_exporter.collectors import checkpoints, jobs
 from gpuhost_exporter.collectors.per_gpu import gpu_counter, gpu_gauge, gpu_info, gpu_labels, one_of
 from gpuhost_exporter.host import Host
 from gpuhost_exporter.ledger.accounts import ACCOUNTS
+from gpuhost_exporter.sources import placement
 from gpuhost_exporter.sources.nvml.readings import Activity, Gpu, Health
 from gpuhost_exporter.specs import Sample, gauge
 
 if TYPE_CHECKING:
     from gpuhost_exporter.ledger.checkpoint import Checkpoint
     from gpuhost_exporter.ledger.ledger import Seen
+    from gpuhost_exporter.ledger.network import Network
     from gpuhost_exporter.ledger.piece import Piece
     from gpuhost_exporter.sources.evidence import Evidence
+    from gpuhost_exporter.sources.traffic import Traffic
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +42,10 @@ TIME = gpu_counter(
     "gpuhost_gpu_time_seconds_total",
     "Wall time of the GPU since the exporter first saw it, each second booked to exactly one account, about 4 s late "
     "(gpuhost_ledger_pending_seconds is not booked yet). compute: work, overlapped communication included. busy: the "
-    "same without profiling counters. communication: links move data and nothing computes; overlapped communication "
-    "never shows here. waiting: kernels spin without math or traffic for 2 s or more, as in a collective that "
-    "somebody did not join; any kernel on few SMs without memory traffic looks the same. checkpoint: its job writes, "
+    "same without profiling counters. communication: NVLink, PCIe both ways or the nearest network adapters move data "
+    "and nothing computes; overlapped communication never shows here. waiting: kernels spin without math or traffic "
+    "for 2 s or more, as in a collective that somebody did not join; any kernel on few SMs without memory traffic "
+    "looks the same, unless others keep its network adapters busy. checkpoint: its job writes, "
     "or copies out of its GPUs, while they stand, or marks one. startup and restore: until 10 s of tensor work, at "
     "most 10 min; restore while files are read. data: idle while the job reads, or its loaders block or burn CPU. "
     "host: idle while the holder burns CPU, and the gaps between kernels. held_idle: idle with none of these. "
@@ -85,9 +89,9 @@ PHASE = gpu_gauge(
 PHASE_SINCE = gpu_gauge("gpuhost_gpu_phase_since_timestamp_seconds", "Since when the GPU's phase has been what it is.")
 STEP = gpu_gauge(
     "gpuhost_gpu_step_seconds",
-    "Seconds of a training step of the GPU's job, by the rhythm of tensor work on this host's GPUs in the last 96 s. "
-    "Told only where it shows plainly at a reading a second: steps of 3 to 30 s with a pause in each. A step under 2 s "
-    "that is mostly pause may show as a multiple.",
+    "Seconds of a training step of the GPU's job, by the rhythm of tensor work, or of NVLink where that is not told, "
+    "of this host's GPUs in the last 96 s. Told only where it shows plainly at a reading a second: steps of 3 to 30 s "
+    "with a pause in each. A step under 2 s that is mostly pause may show as a multiple.",
 )
 DENSITY = gpu_gauge(
     "gpuhost_gpu_busy_sm_ratio",
@@ -117,7 +121,10 @@ CULPRIT_INFO = gpu_info(
 class LedgerCollector(Collector):
     name = "ledger"
     help = "Where every GPU-second went, what checkpoints cost, who holds a job up"
-    source = "what the gpu and gpu_health collectors and the privileged reader told; /proc of GPU processes"
+    source = (
+        "what the gpu and gpu_health collectors and the privileged reader told; /proc of GPU processes; bytes of RDMA "
+        "ports and network interfaces while they decide something"
+    )
     privilege = "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH for the I/O of other users' processes; cgroups need nothing"
     interval = 1.0
     specs = (
@@ -144,12 +151,15 @@ class LedgerCollector(Collector):
         from gpuhost_exporter.ledger.cost import per_gpu
         from gpuhost_exporter.ledger.culprit import Culprits
         from gpuhost_exporter.ledger.ledger import Ledger, Seen
+        from gpuhost_exporter.ledger.network import Network
         from gpuhost_exporter.ledger.rhythm import Rhythm
         from gpuhost_exporter.ledger.thresholds import Thresholds
 
         super().__init__(host)
         limits = Thresholds.load(host.settings.ledger)
         self._seen_of = Seen
+        self._network_of = Network
+        self._nearness = placement.Nearness(host.root)
         self._per_gpu = per_gpu
         self._limits = limits
         self._ledger = Ledger(limits, self._spend)
@@ -175,6 +185,8 @@ class LedgerCollector(Collector):
         for checkpoint in self._ledger.tick(now, seen):
             self._checkpoints.add(checkpoint)
             _log(checkpoint)
+        if self._ledger.wants_network(now):
+            self.host.traffic.look()
         latest, works = self._ledger.latest, self._ledger.works
         self._rhythm.tick(now, {uuid: piece.jobs[0] for uuid, piece in latest.items() if piece.jobs}, seen.activities)
         self._culprits.tick(now, latest, works, self._ledger.checkpoints_running())
@@ -215,7 +227,17 @@ class LedgerCollector(Collector):
             windows=self.host.processes.take(),
             power_limits={health.uuid: health.power_limit_watts for health in healths if health.power_limit_watts},
             marks=self.host.marker.take() if self.host.marker else (),
+            networks=[self._network(traffic) for traffic in self.host.traffic.take()],
         )
+
+    def _network(self, traffic: Traffic) -> Network:
+        carried = {each.address: each for each in traffic.adapters}
+        rates = {}
+        for gpu in self.host.nvml.gpus():
+            near = [carried[address] for address in self._nearness.nearest(gpu.bdf, carried)[1]]
+            moved = max(sum(each.received for each in near), sum(each.sent for each in near))
+            rates[gpu.uuid] = moved / traffic.seconds
+        return self._network_of(traffic.since, traffic.at, rates)
 
     def _spend(self, at: float, uuid: str, account: str, seconds: float) -> None:
         self._hours.add(self._wall + at, uuid, account, seconds)

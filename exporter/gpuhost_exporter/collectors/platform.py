@@ -100,7 +100,9 @@ class PlatformCollector(Collector):
     name: ClassVar[str] = "platform"
     help: ClassVar[str] = "Bare metal or virtual, and how the devices are placed and set up"
     source: ClassVar[str] = "/proc/cpuinfo, /sys/class/dmi/id, /sys/bus/pci, /sys/kernel/iommu_groups, NVML"
-    privilege: ClassVar[str] = "CAP_SYS_ADMIN for ACS, whose registers the kernel shows to nobody else"
+    privilege: ClassVar[str] = (
+        "CAP_SYS_ADMIN for ACS, whose registers the kernel shows to nobody else; CAP_DAC_READ_SEARCH for SMBIOS"
+    )
     interval: ClassVar[float] = 60.0
     specs: ClassVar[tuple[Spec, ...]] = (
         VIRTUALIZED,
@@ -122,7 +124,7 @@ class PlatformCollector(Collector):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self._fabric_manager = FabricManager(host.root)
-        self._paths: dict[tuple[str, str], str] = {}
+        self._nearness = placement.Nearness(host.root)
 
     def poll(self, now: float) -> Iterator[Sample]:
         yield from self._verdict()
@@ -153,6 +155,9 @@ class PlatformCollector(Collector):
             yield Evidence("nvml", mode, virtual=True, weight=PROOF)
         if modes and not modes & {"passthrough", "vgpu"}:
             yield Evidence("nvml", ", ".join(sorted(modes)), virtual=False, weight=HINT)
+        smbios = self.host.registers.told().virtual_machine
+        if smbios is not None:
+            yield virtualization.of_smbios(smbios)
         with self.guard("stat"):
             if contention.steal_seconds(self.host.root):  # that nothing was stolen so far proves nothing
                 yield Evidence("steal", "CPU time was stolen", virtual=True, weight=PROOF)
@@ -163,7 +168,7 @@ class PlatformCollector(Collector):
         mode = placement.iommu_mode(root, [gpu.bdf for gpu in gpus])
         if mode is not None:
             yield from one_of(IOMMU, (), placement.IOMMU_MODES, mode)
-        ports = self.host.switch_ports.told()
+        ports = self.host.registers.told().switch_ports
         if ports:
             for state, redirects in (("enabled", True), ("disabled", False), ("unreadable", None)):
                 yield SWITCH_PORTS(state, value=sum(port.redirects is redirects for port in ports))
@@ -175,19 +180,13 @@ class PlatformCollector(Collector):
             if isinstance(port, rdma.Port) and port.address
         }
         for gpu in gpus:
-            found = {device: self._path(gpu.bdf, address) for device, address in adapters.items()}
-            nearest = min(found.values(), key=placement.PATHS.index, default=None)
-            for device in (device for device, path in found.items() if path == nearest):
-                yield AFFINITY(*gpu_labels(gpu), device, found[device])
+            path, nearest = self._nearness.nearest(gpu.bdf, adapters.values())
+            for device, address in adapters.items():
+                if path and address in nearest:
+                    yield AFFINITY(*gpu_labels(gpu), device, path)
         if adapters:
             for path, available in gpudirect.paths(root).items():
                 yield GPUDIRECT(path, value=float(available))
-
-    def _path(self, gpu: str, adapter: str) -> str:
-        """Which slot a device is in does not change while the machine runs."""
-        if (gpu, adapter) not in self._paths:
-            self._paths[gpu, adapter] = placement.path_between(self.host.root, gpu, adapter)
-        return self._paths[gpu, adapter]
 
     def _processors(self) -> Iterator[Sample]:
         for governor, policies in sorted(placement.governors(self.host.root).items()):

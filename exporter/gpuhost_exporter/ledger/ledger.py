@@ -17,6 +17,7 @@ from gpuhost_exporter.ledger.book import Book
 from gpuhost_exporter.ledger.checkpoint import Checkpoint, Watch
 from gpuhost_exporter.ledger.classify import Around, free_clock, shares, waits
 from gpuhost_exporter.ledger.marks import Marks
+from gpuhost_exporter.ledger.network import Network, Networks
 from gpuhost_exporter.ledger.piece import HOST, RUNGS, Piece, Rung, Usual, Work, jobs_of, of_activity, works
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.evidence import Evidence
@@ -33,13 +34,14 @@ _LOST = frozenset({"lost", "needs_reset", "missing"})
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What the host's readers have told. `states`: uuid -> one of GPU_STATES; `activities`: the last few of each GPU,
-    oldest first; `windows` of processes and `marks`: those that are new; `power_limits` in watts."""
+    oldest first; `windows` of processes, `marks` and `networks`: those that are new; `power_limits` in watts."""
 
     states: Mapping[str, str]
     activities: Sequence[Activity]
     windows: Sequence[Evidence] = ()
     power_limits: Mapping[str, float] = field(default_factory=dict)
     marks: Sequence[Mark] = ()
+    networks: Sequence[Network] = ()
 
 
 @dataclass(slots=True)
@@ -77,6 +79,7 @@ class Ledger:
         self._marks: list[Mark] = []  # of processes that no job is known of, yet
         self.marks: Counter[str] = Counter()  # "taken" and "unowned"
         self._settled: float | None = None
+        self._networks = Networks(limits)
 
     @property
     def books(self) -> dict[str, Book]:
@@ -85,7 +88,7 @@ class Ledger:
     @property
     def latest(self) -> dict[str, Piece]:
         """What each GPU told last."""
-        return {uuid: gpu.latest for uuid, gpu in self._gpus.items() if gpu.latest}
+        return {uuid: self._networks.beside(uuid, gpu.latest) for uuid, gpu in self._gpus.items() if gpu.latest}
 
     @property
     def works(self) -> dict[str, Work]:
@@ -98,6 +101,10 @@ class Ledger:
         known = [works[job].rung for job in piece.jobs if job in works]
         return max(known, key=RUNGS.index) if known and len(known) == len(piece.jobs) else "none"
 
+    def wants_network(self, now: float) -> bool:
+        """Whether what the network adapters carry now would decide anything."""
+        return self._networks.wanted(now, (gpu.latest for gpu in self._gpus.values() if gpu.latest))
+
     def checkpoints_running(self) -> dict[str, float]:
         """job -> when the checkpoint that it stands for began."""
         found = {name: job.marks.running_since or job.watch.running_since for name, job in self._jobs.items()}
@@ -106,6 +113,7 @@ class Ledger:
     def tick(self, now: float, seen: Seen) -> list[Checkpoint]:
         """Take in what was read and book what is old enough. Returns the checkpoints that have ended."""
         self._take(seen.windows)
+        self._networks.take(now, seen.networks)
         activities: dict[str, list[Activity]] = {}
         for activity in seen.activities:
             activities.setdefault(activity.uuid, []).append(activity)
@@ -216,7 +224,10 @@ class Ledger:
             return []
         ended: list[Checkpoint | None] = []
         for name, job in self._jobs.items():
-            pieces = [[piece for piece in gpu.book.pending if name in piece.jobs] for gpu in self._gpus.values()]
+            pieces = [
+                [self._networks.beside(uuid, piece) for piece in gpu.book.pending if name in piece.jobs]
+                for uuid, gpu in self._gpus.items()
+            ]
             works = tuple(job.works)
             if job.marks:
                 ended += (job.watch.interrupt(), job.marks.advance(since, horizon, pieces, works))
@@ -227,7 +238,8 @@ class Ledger:
     def _settle(self, horizon: float) -> None:
         clock = free_clock(self.latest.values())
         for uuid, gpu in self._gpus.items():
-            for piece in gpu.book.settled(horizon):
+            for settled in gpu.book.settled(horizon):
+                piece = self._networks.beside(uuid, settled)
                 booked = gpu.book.book(piece, shares(piece, self._around(uuid, gpu, piece, clock), self._limits))
                 for account, seconds in booked.items():
                     self._spend(piece.at, uuid, account, seconds)
@@ -250,7 +262,8 @@ class Ledger:
             gpu.present = False
         starting = self._starting(gpu, piece)
         following = gpu.book.following()
-        waiting = waits(piece, following is not None and following.spinning, gpu.spun, limits)
+        spins_on = following is not None and self._networks.beside(uuid, following).spinning
+        waiting = waits(piece, spins_on, gpu.spun, limits)
         gpu.spun = gpu.spun + piece.seconds if piece.spinning else 0.0
         if piece.state != "read" or piece.busy > limits.gap_ratio:
             gpu.idle_since = piece.at

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from gpuhost_exporter.ledger.thresholds import Thresholds
-from gpuhost_exporter.sources.evidence import Evidence, ProcessSample
+from gpuhost_exporter.sources.evidence import Evidence, MountIo, ProcessSample
 from gpuhost_exporter.sources.nvml.readings import Activity
 
 # Heat and the power brake. 0x4, the power cap, is normal at full load; 0x8 may be any slowdown of the hardware.
@@ -34,8 +34,9 @@ class Piece:
     profiled: bool = False  # by GPM; else by NVML's utilization
     density: float | None = None  # SM activity while busy
     working: bool = False  # tensor cores in use; without GPM, busy at all
-    spinning: bool = False  # busy, but no math, no memory, no traffic
-    exchanging: bool = False  # busy, no math, traffic over links
+    lone: bool = False  # busy on few SMs without math, or without GPM at low power
+    spinning: bool = False  # that, and no memory, no traffic
+    exchanging: bool = False  # that, and traffic over links or network adapters
     copied: float = 0.0  # bytes that left the GPU over PCIe while it was idle
     out: float | None = None  # bytes per second over PCIe, whatever for
     clock: float | None = None  # hertz
@@ -53,6 +54,14 @@ class Piece:
     @property
     def copying(self) -> bool:
         return self.copied > 0
+
+    def networked(self, rate: float, limits: Thresholds) -> Piece:
+        """The lone piece, knowing what its GPU's network adapters carry: bytes per second."""
+        return replace(
+            self,
+            spinning=self.spinning and rate < limits.quiet_bytes_per_second,
+            exchanging=self.exchanging or (self.profiled and rate >= limits.network_bytes_per_second),
+        )
 
     def cut(self, at: float) -> tuple[Piece, Piece]:
         """What was before that moment and what after; copied bytes go by time."""
@@ -86,7 +95,7 @@ def of_activity(now: Activity, before: Activity | None, since: float, limits: Th
     out, into = _pcie(now, before, "tx"), _pcie(now, before, "rx")
     network = min(out or 0.0, into or 0.0)  # an exchange goes both ways
     quiet = max(link, network) < limits.quiet_bytes_per_second
-    spinning = exchanging = False
+    lone = spinning = exchanging = False
     density = None
     if profiled:
         working = (now.tensor_ratio or 0.0) >= limits.math_tensor_ratio
@@ -99,7 +108,8 @@ def of_activity(now: Activity, before: Activity | None, since: float, limits: Th
         working = busy > 0.5
         watts, limit = now.power_watts, usual.power_limit
         low = watts is not None and limit is not None and watts < limits.classic_power_ratio * limit
-        spinning = low and busy >= limits.classic_busy_ratio and quiet
+        lone = low and busy >= limits.classic_busy_ratio
+        spinning = lone and quiet
     copied = _copied(out, busy, usual.out, limits)
     return Piece(
         since=since,
@@ -109,6 +119,7 @@ def of_activity(now: Activity, before: Activity | None, since: float, limits: Th
         profiled=profiled,
         density=density,
         working=working,
+        lone=lone,
         spinning=spinning,
         exchanging=exchanging,
         copied=copied * (now.at - since),
@@ -209,7 +220,7 @@ def _work(evidence: Evidence, job: str, jobs: int, limits: Thresholds) -> Work:
         writer_blocked=any(process.role != "loader" and process.threads_blocked for process in processes),
         loading=any(process.threads_blocked for process in loaders) or burned >= limits.holder_cores * seconds,
         cores=cores,
-        mount=_mount(processes),
+        mount=_mount(processes, evidence.host.most_written, wrote),
     )
 
 
@@ -237,7 +248,11 @@ def _bytes(
     return wrote, wrote, sum(device.read_bytes for device in devices) / max(1, jobs), "host"
 
 
-def _mount(processes: Iterable[ProcessSample]) -> str:
-    """Where the one that wrote most writes to; empty where that is not told."""
+def _mount(processes: Iterable[ProcessSample], moved: MountIo | None, wrote: float) -> str:
+    """Where the one that wrote most writes to; where that is not told, whose device took most of it, whoever wrote.
+    Empty where neither is plain.
+    """
     writing = [process for process in processes if process.mount and process.wrote]
-    return max(writing, key=lambda process: process.wrote or 0).mount or "" if writing else ""
+    if writing:
+        return max(writing, key=lambda process: process.wrote or 0).mount or ""
+    return moved.point if moved and moved.write_bytes and 2 * moved.write_bytes >= wrote else ""

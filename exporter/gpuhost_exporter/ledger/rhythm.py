@@ -1,4 +1,4 @@
-"""How long a job's training step takes, from the rhythm of its GPUs' tensor work or links.
+"""How long a job's training step takes, from the rhythm of its GPUs' tensor work; without GPM, of their NVLinks.
 
 Readings are a second apart: what is faster than that shows slower than it is, and flatter. So a step is told only
 where some seconds of it hold nearly no work, which an image of something faster seldom does.
@@ -27,6 +27,7 @@ class Rhythm:
     def __init__(self) -> None:
         self.periods: dict[str, float] = {}
         self._signals: dict[str, deque[tuple[float, float]]] = {}
+        self._links: dict[str, tuple[float, int]] = {}  # uuid -> when its bytes were told, and how many
 
     def tick(self, now: float, jobs: Mapping[str, str], activities: Iterable[Activity]) -> None:
         """`jobs`: uuid -> its job; `activities`: what its GPUs told of late, what is told again is not counted."""
@@ -37,6 +38,8 @@ class Rhythm:
                 means.setdefault(job, []).append(newest[uuid])
         for job, told in means.items():
             values = [activity.tensor_ratio for activity in told if activity.tensor_ratio is not None]
+            rates = [rate for activity in told if (rate := self._link_rate(activity)) is not None]
+            values = values or rates
             signal = self._signals.setdefault(job, deque(maxlen=WINDOW))
             at = max(activity.at for activity in told)
             if signal and at - signal[-1][0] > _LONGEST_PAUSE:
@@ -49,6 +52,17 @@ class Rhythm:
         for job in [job for job, signal in self._signals.items() if signal and now - signal[-1][0] > _LONGEST_PAUSE]:
             del self._signals[job]
             self.periods.pop(job, None)
+
+    def _link_rate(self, activity: Activity) -> float | None:
+        """Bytes a second since the GPU's last reading; None where that is not told, or nothing new."""
+        counted = activity.nvlink_tx_bytes
+        if counted is None or activity.tensor_ratio is not None:
+            return None
+        before = self._links.get(activity.uuid)
+        if before and activity.at <= before[0]:
+            return None
+        self._links[activity.uuid] = (activity.at, counted)
+        return None if before is None or counted < before[1] else (counted - before[1]) / (activity.at - before[0])
 
     def _search(self, job: str, signal: Sequence[tuple[float, float]]) -> None:
         readings = period([value for _, value in signal])

@@ -15,6 +15,7 @@ _KEPT = 1.5e12  # bytes of checkpoints that the job keeps before it deletes them
 _SERVER = "filer1:/export/home"
 _HOME = "/home"
 _REQUEST = 1 << 20
+_FIRST_ID = 27
 _CALLS = 350_000  # operations before the simulation began
 
 
@@ -63,6 +64,13 @@ def _file_systems(host: HostSpec) -> Iterator[FileSystem]:
                 yield FileSystem("/data", "xfs", f"/dev/{drive.name}", number, drive.sectors * 512)
 
 
+def checkpoint_mount(host: HostSpec) -> tuple[int, str]:
+    """(id in mountinfo, mount point) of where jobs write their checkpoints: /data where there is one."""
+    points = {found.point: number for number, found in enumerate(file_systems(host), _FIRST_ID)}
+    point = "/data" if "/data" in points else "/"
+    return points[point], point
+
+
 def mountinfo(host: HostSpec) -> str:
     lines = [
         "22 27 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw",
@@ -71,7 +79,7 @@ def mountinfo(host: HostSpec) -> str:
     ]
     lines += [
         f"{number} 1 {found.number} / {found.point} rw,noatime shared:{number} - {found.kind} {found.source} rw"
-        for number, found in enumerate(file_systems(host), 27)
+        for number, found in enumerate(file_systems(host), _FIRST_ID)
     ]
     if _has_home(host):
         lines.append(f"41 27 0:52 / {_HOME} rw,relatime shared:41 - nfs4 {_SERVER} rw,vers=4.2,proto=tcp")

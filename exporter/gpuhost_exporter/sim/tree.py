@@ -102,10 +102,13 @@ class Tree:
     def _write_processes(self, seconds: float) -> None:
         services = tree_platform.services(self._timeline, seconds)
         processes = services | tree_jobs.processes(self._timeline, seconds)
+        descriptor, target = tree_jobs.open_files(self._timeline)
         for pid in self._pids - set(processes):
             self._files.remove(f"proc/{pid}")
         for pid, texts in processes.items():
             self._files.put_all(f"proc/{pid}", texts)
+            if f"fdinfo/{descriptor}" in texts:
+                self._files.show_link(f"proc/{pid}/fd/{descriptor}", target)
         self._pids = set(processes)
         groups = tree_platform.groups(self._timeline, seconds) | tree_jobs.groups(self._timeline, seconds)
         for group in self._groups - set(groups):

@@ -58,6 +58,14 @@ class Files:
         with contextlib.suppress(FileExistsError):
             os.symlink(relative, where)
 
+    def show_link(self, name: str, target: str) -> None:
+        """A link that only says where it leads, as those of /proc/PID/fd do."""
+        if self._texts.get(name) != target:
+            os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.symlink(target, self.path(name))
+            self._texts[name] = target
+
     def remove(self, name: str) -> None:
         """Remove a file, a link or a folder with all that is in it, if it is there."""
         where = self.path(name)

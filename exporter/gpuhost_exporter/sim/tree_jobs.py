@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpuhost_exporter.sim import mounts
 from gpuhost_exporter.sim.hosts import Gpu, System
 from gpuhost_exporter.sim.scenario import GpuLevels, HostLevels
 from gpuhost_exporter.sim.timeline import Timeline
@@ -19,6 +20,7 @@ _FIRST_LOADER = 5000
 _FIRST_WRITER = 6000
 _JOB = 90017
 _STEP = f"slurmstepd.scope/job_{_JOB}/step_0/user"
+_DESCRIPTOR = "9"
 _WORDS = {"D": "D (disk sleep)", "R": "R (running)", "S": "S (sleeping)"}
 
 
@@ -47,6 +49,11 @@ def processes(timeline: Timeline, seconds: float) -> dict[int, dict[str, str]]:
         for pid in timeline.pids(gpu.index, seconds)
         for task in _rank(timeline, gpu, pid, seconds)
     }
+
+
+def open_files(timeline: Timeline) -> tuple[str, str]:
+    """(file descriptor, file) that each process of the job writes its checkpoints to."""
+    return _DESCRIPTOR, f"{mounts.checkpoint_mount(timeline.host)[1].rstrip('/')}/checkpoints/step.pt"
 
 
 def groups(timeline: Timeline, seconds: float) -> dict[str, dict[str, str]]:
@@ -137,6 +144,12 @@ def _files(timeline: Timeline, gpu: Gpu, task: _Task) -> dict[str, str]:
         "io": f"rchar: {read}\nwchar: {written}\nsyscr: {read >> 20}\nsyscw: {written >> 20}\n"
         f"read_bytes: {int(task.read_from_disk)}\nwrite_bytes: {int(task.dirtied)}\ncancelled_write_bytes: 0",
     }
+    if task.written:
+        # Rounded: it is read only of who writes much, and a file that stays as it is costs nothing.
+        position = int(task.written) >> 28 << 28
+        mount = mounts.checkpoint_mount(timeline.host)[0]
+        files[f"fdinfo/{_DESCRIPTOR}"] = f"pos:\t{position}\nflags:\t0100001\nmnt_id:\t{mount}"
+        files["mountinfo"] = mounts.mountinfo(timeline.host)
     if task.children:
         files[f"task/{task.pid}/children"] = " ".join(map(str, task.children))
     return files

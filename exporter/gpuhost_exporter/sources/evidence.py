@@ -117,12 +117,19 @@ class DeviceIo:
 
 
 @dataclass(frozen=True, slots=True)
+class MountIo:
+    point: str  # "/data"
+    write_bytes: int  # to the device that is mounted there
+
+
+@dataclass(frozen=True, slots=True)
 class HostIo:
     """All of the host: whoever wrote. None in the first window."""
 
     dirtied_bytes: int | None  # page cache newly dirtied (nr_dirtied)
     written_bytes: int | None  # page cache written back (nr_written)
     devices: tuple[DeviceIo, ...] | None
+    most_written: MountIo | None = None  # of the mounts on the host's own drives
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,11 @@ def bridges(root: Root, bdf: str) -> tuple[str, ...]:
     return tuple(part for part in parts if _BDF.match(part))
 
 
+def address(folder: str) -> str:
+    """The PCI device that a folder below /sys/devices belongs to, as a virtio interface's does; empty without one."""
+    return next((part for part in reversed(folder.split("/")) if _BDF.match(part)), "")
+
+
 def bytes_per_second(generation: int, width: int) -> float | None:
     """What a link carries in one direction before protocol overhead; None for a generation not known here."""
     coding = _CODING.get(generation)

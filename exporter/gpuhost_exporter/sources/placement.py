@@ -48,21 +48,29 @@ class SwitchPort:
     redirects: bool | None
 
 
-class SwitchPorts:
-    """The exporter's side: what the process that may read the registers found last."""
+@dataclass(frozen=True, slots=True)
+class Registers:
+    """What not everybody may read. `virtual_machine`: SMBIOS' own bit; None where it is not told."""
+
+    switch_ports: tuple[SwitchPort, ...] = ()
+    virtual_machine: bool | None = None
+
+
+class PrivilegedRegisters:
+    """The exporter's side: what the process that may read them found last."""
 
     def __init__(self) -> None:
-        self._ports: tuple[SwitchPort, ...] | None = None
+        self._found = Registers()
 
-    def put(self, ports: tuple[SwitchPort, ...]) -> None:
-        self._ports = ports
+    def put(self, found: Registers) -> None:
+        self._found = found
 
     def fail(self, _kind: str, _message: str) -> None:
         """The reader has ended: what it found may change unseen."""
-        self._ports = None
+        self._found = Registers()
 
-    def told(self) -> tuple[SwitchPort, ...] | None:
-        return self._ports
+    def told(self) -> Registers:
+        return self._found
 
 
 def numa_nodes(root: Root, gpus: Mapping[str, str]) -> dict[str, int]:
@@ -100,6 +108,25 @@ def path_between(root: Root, one: str, other: str) -> str:
         return "host_bridge"
     nodes = {optional_number(f"{root.sys}/bus/pci/devices/{bdf}/numa_node") for bdf in (one, other)}
     return "node" if len(nodes) == 1 and not nodes & {None, -1} else "system"
+
+
+class Nearness:
+    """Remembers what is between devices: which slot one is in does not change while the machine runs."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._paths: dict[tuple[str, str], str] = {}
+
+    def nearest(self, one: str, others: Iterable[str]) -> tuple[str | None, frozenset[str]]:
+        """(what is between the device and the nearest of the others, those that are so near)."""
+        found = {other: self._path(one, other) for other in others}
+        path = min(found.values(), key=PATHS.index, default=None)
+        return path, frozenset(other for other, between in found.items() if between == path)
+
+    def _path(self, one: str, other: str) -> str:
+        if (one, other) not in self._paths:
+            self._paths[one, other] = path_between(self._root, one, other)
+        return self._paths[one, other]
 
 
 def switch_ports(root: Root) -> tuple[SwitchPort, ...]:

@@ -142,6 +142,21 @@ def processes(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
         send_answer(pipe, answer)
 
 
+def traffic(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
+    """Answer each request with Traffic, or None. In a thread that a port's firmware may hold up."""
+    from gpuhost_exporter.sources.traffic import Adapters
+
+    pipe = Pipe(sock)
+    adapters = Adapters(Root(**arguments["root"]), SystemClock())
+    while True:
+        recv_request(pipe)
+        try:
+            answer: object = adapters.look()
+        except SourceError as error:
+            answer = error
+        send_answer(pipe, answer)
+
+
 def drives(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
     """Send what each drive's health log says, every `interval` seconds, and for how long one has been silent."""
     pipe = Pipe(sock)
@@ -166,11 +181,13 @@ def drives(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
             return
 
 
-def switch_ports(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
-    """Send what the PCIe switches' downstream ports are set to, now and every ten minutes."""
-    pipe = Pipe(sock)
+def registers(sock: socket.socket, arguments: Mapping[str, Any]) -> None:
+    """Send what the PCIe switches' downstream ports are set to and what SMBIOS says, now and every ten minutes."""
+    from gpuhost_exporter.sources import smbios
+
+    pipe, root = Pipe(sock), Root(**arguments["root"])
     while True:
-        send_answer(pipe, placement.switch_ports(Root(**arguments["root"])))
+        send_answer(pipe, placement.Registers(placement.switch_ports(root), smbios.virtual_machine(root)))
         if select.select([sock], [], [], 600.0)[0]:
             return
 
@@ -207,8 +224,10 @@ class PrivilegedJob:
 JOBS: Mapping[str, PrivilegedJob] = {
     "kernel_log": PrivilegedJob(kernel_log, frozenset({linux.CAP_SYSLOG})),
     "drives": PrivilegedJob(drives, frozenset({linux.CAP_SYS_ADMIN})),
-    "switch_ports": PrivilegedJob(switch_ports, frozenset({linux.CAP_SYS_ADMIN})),
+    # SMBIOS is read by what another job may (CAP_DAC_READ_SEARCH): a second opinion is not worth it alone.
+    "registers": PrivilegedJob(registers, frozenset({linux.CAP_SYS_ADMIN})),
     "waits": PrivilegedJob(waits, frozenset()),
+    "traffic": PrivilegedJob(traffic, frozenset()),
     # /proc/PID/io, environ and fd of others: their owner's alone to open (DAC), and to be traced (PTRACE).
     "processes": PrivilegedJob(processes, frozenset({linux.CAP_SYS_PTRACE, linux.CAP_DAC_READ_SEARCH})),
 }

@@ -78,6 +78,13 @@ def look(root: Root) -> tuple[Evidence, ...]:
     return tuple(evidence for evidence in (*found, _device_tree(root), _dmi(root)) if evidence)
 
 
+def of_smbios(virtual: bool) -> Evidence:
+    """What the firmware calls its machine. Not every hypervisor's does so: that it does not proves nothing."""
+    if virtual:
+        return Evidence("smbios", "virtual machine", True, PROOF)
+    return Evidence("smbios", "not marked as a virtual machine", False, HINT)
+
+
 def judge(evidence: tuple[Evidence, ...]) -> Verdict | None:
     """The heaviest evidence counts, and of equals that for a guest: a hypervisor may hide its bit from the CPU, a
     cloud's name is on its metal, too. None where nothing tells.

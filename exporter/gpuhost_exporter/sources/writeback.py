@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from gpuhost_exporter.errors import Malformed, SourceError
+from gpuhost_exporter.sources import mounts
 from gpuhost_exporter.sources.block import SECTOR_BYTES, Field
-from gpuhost_exporter.sources.evidence import DeviceIo, HostIo
+from gpuhost_exporter.sources.evidence import DeviceIo, HostIo, MountIo
 from gpuhost_exporter.sources.files import Root, names, optional_text, read_text
 
 T = TypeVar("T")
@@ -59,6 +60,14 @@ def stacked_numbers(root: Root) -> frozenset[str]:
     return frozenset(filter(None, (optional_text(f"{root.sys}/block/{name}/dev") for name in stacked)))
 
 
+def mounted_devices(root: Root) -> dict[str, str]:
+    """Mount point by the device that is mounted there: a partition, an array, a mapped device or a whole disk."""
+    try:
+        return {each.stack.device: each.mount.point for each in mounts.local(root, mounts.read(root))}
+    except SourceError:
+        return {}
+
+
 def parse_drives(text: str, wanted: frozenset[str]) -> dict[str, Drive]:
     """Raises Malformed. A namespace and its multipath paths may both be there: only one of them counts, as a rule."""
     found = {}
@@ -80,27 +89,32 @@ class HostCounters:
     def __init__(self, root: Root) -> None:
         self._root = root
         self._names: frozenset[str] = frozenset()
+        self._points: dict[str, str] = {}
         self._pages: Pages | None = None
         self._drives: dict[str, Drive] = {}
 
     def refresh(self) -> None:
-        """Look for disks that have come or gone."""
+        """Look for disks and mounts that have come or gone."""
         self._names = drive_names(self._root)
+        self._points = mounted_devices(self._root)
 
     def look(self) -> HostIo:
         pages, before = _told(parse_vmstat, f"{self._root.proc}/vmstat"), self._pages
-        drives = _told(lambda text: parse_drives(text, self._names), f"{self._root.proc}/diskstats") or {}
+        wanted = self._names | self._points.keys()
+        drives = _told(lambda text: parse_drives(text, wanted), f"{self._root.proc}/diskstats") or {}
         drives_before = self._drives
         self._pages, self._drives = pages, drives
-        devices = tuple(
-            DeviceIo(name, drive.read_bytes - then.read_bytes, drive.write_bytes - then.write_bytes)
+        moved = {
+            name: DeviceIo(name, drive.read_bytes - then.read_bytes, drive.write_bytes - then.write_bytes)
             for name, drive in drives.items()
             if (then := drives_before.get(name)) is not None
-        )
+        }
+        mounted = [MountIo(point, moved[name].write_bytes) for name, point in self._points.items() if name in moved]
         return HostIo(
             pages.dirtied_bytes - before.dirtied_bytes if pages and before else None,
             pages.written_bytes - before.written_bytes if pages and before else None,
-            devices if drives_before else None,
+            tuple(device for name, device in moved.items() if name in self._names) if drives_before else None,
+            max(mounted, key=lambda mount: mount.write_bytes, default=None),
         )
 
 

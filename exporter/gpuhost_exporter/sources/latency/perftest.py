@@ -1,16 +1,18 @@
 """perftest's ib_write_lat and ib_send_lat: their command lines, their output, and one as a child process.
 
-    $ ib_write_lat -d mlx5_0 -i 1 -p 18515 -n 45 -s 8 -F -U 10.0.0.2
+    $ ib_write_lat -d mlx5_0 -i 1 -p 18515 -n 46 -s 8 -F -U 10.0.0.2
     ---------------------------------------------------------------------------------------
                         RDMA_Write Latency Test
      Dual-port       : OFF		Device         : mlx5_0
     ...
+     #bytes #iterations    t_min[usec]    t_max[usec]  t_typical[usec]    t_avg[usec]    t_stdev[usec] ...
     #, usec
     1, 1.84
     2, 1.05
     ...
+    ---------------------------------------------------------------------------------------
      #bytes #iterations    t_min[usec]    t_max[usec]  t_typical[usec]    t_avg[usec]    t_stdev[usec] ...
-     8       45          0.97           1.84         1.02                1.04             0.04 ...
+     8       46          0.97           1.84         1.02                1.04             0.04 ...
 
 Both print half a round trip, in microseconds (perftest_parameters.c: rtt_factor is 2 but for reads and atomics).
 """
@@ -35,9 +37,11 @@ _VALUE = re.compile(r"\d{1,6}, (?P<microseconds>\d{1,9}(?:\.\d{1,9})?(?:e[+-]\d\
 
 
 def command(rdma: Rdma, messages: int, server: str | None) -> list[str]:
-    """The client's command line, or the server's where there is no server to connect to."""
+    """The client's command line, or the server's where there is no server to connect to. `messages` that are timed:
+    perftest takes a time stamp of each that it is told to send, and lists what lies between them, one less.
+    """
     chosen = [] if rdma.gid_index is None else ["-x", str(rdma.gid_index)]
-    arguments = ["-d", rdma.device, "-i", str(rdma.port), "-p", str(rdma.tcp_port), "-n", str(messages)]
+    arguments = ["-d", rdma.device, "-i", str(rdma.port), "-p", str(rdma.tcp_port), "-n", str(messages + 1)]
     peer = [] if server is None else [server]
     return [rdma.program, *arguments, "-s", str(MESSAGE_BYTES), *chosen, "-F", "-U", *peer]
 
