@@ -27,7 +27,7 @@ SUITE, PYTHON = "bookworm", "3.11"
 PACKAGES = (
     "linux-image-amd64,initramfs-tools,busybox,zstd,systemd-sysv,udev,dbus,kmod,procps,iproute2,qemu-guest-agent,"
     "python3,python3-venv,libudev1,curl,nvme-cli,mdadm,dmsetup,fio,e2fsprogs,nfs-kernel-server,"
-    "rdma-core,ibverbs-utils,perftest"
+    "rdma-core,ibverbs-utils,perftest,openssh-server,python3-apt"
 )
 _PROGRAMS = ("qemu-system-x86_64", "qemu-img", "mmdebstrap", "mke2fs")
 INSTALL = "apt-get install --no-install-recommends qemu-system-x86 qemu-utils mmdebstrap e2fsprogs"

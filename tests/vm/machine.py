@@ -71,8 +71,9 @@ class Machine:
         layer = folder / "root.qcow2"
         create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image.root.resolve()), str(layer)]
         subprocess.run(create, check=True)
-        self.port = _free_port()
+        self.port, self.ssh_port = _free_port(), _free_port()
         forward = f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-10.0.2.15:19400"
+        forward += f",hostfwd=tcp:127.0.0.1:{self.ssh_port}-10.0.2.15:22"
         command = [
             *("qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
             *("-smp", "2", "-m", "1536", "-display", "none", "-nodefaults", "-no-reboot"),
