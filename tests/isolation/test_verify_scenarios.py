@@ -8,6 +8,7 @@ import os
 import pytest
 from support.forked import Forked
 from support.programs import MEASURED
+from support.simulated import arguments
 
 from gpuhost_exporter.sim import catalogue, scenario
 from gpuhost_exporter.verify.passive import CHECKS
@@ -126,3 +127,16 @@ def test_a_fault_fails_the_checks_that_it_belongs_to_and_no_other(verify, name):
             assert words in found[tuple(key)]["why"]
     skipped = {check for (check, _), each in found.items() if each["verdict"] == "skipped"}
     assert skipped - MEASURED <= {"clocks"}, "told only by GPUs that are locked or at their highest"
+
+
+def test_an_exporters_cursor_neither_hides_what_the_kernel_log_holds_nor_moves(forked, tmp_path):
+    simulated = arguments(tmp_path, "h100x8", "nvlink-down", elapsed=30)
+    boot = json.loads((tmp_path / "control.json").read_text())["boot_id"]
+    cursor = tmp_path / "kept" / "kernel_log.json"
+    cursor.parent.mkdir()
+    cursor.write_text(json.dumps({"version": 1, "data": {"boot_id": boot, "sequence": 10**9}}))
+    before = cursor.read_bytes()
+    done = forked("verify", "--json", "--passive", *simulated, "--storage.path=kept", folder=tmp_path)
+    verdicts = {(each["check"], each.get("device")): each["verdict"] for each in json.loads(done.stdout)["results"]}
+    assert verdicts["XIDs", "GPU 3"] == "fail"
+    assert cursor.read_bytes() == before
