@@ -38,7 +38,7 @@ def test_a_round_trip_is_twice_what_perftest_prints():
 
 
 def test_what_perftest_really_printed_is_read_and_agrees_with_its_own_table():
-    """Of version 4.5 over soft-RoCE, told -n 45 (tests/vm/test_rdma.py)."""
+    """Of Debian 12 over soft-RoCE, told -n 45 (tests/vm/test_rdma.py)."""
     text = RECORDED.read_text()
     seconds = perftest.parse(text, warm_up=0)
     halves = [1e6 * value / 2 for value in seconds]
