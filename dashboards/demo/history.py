@@ -37,9 +37,10 @@ from gpuhost_exporter.sources.nvme_health import DriveReader
 from gpuhost_exporter.sources.nvml.client import NvmlClient
 from gpuhost_exporter.sources.nvml.reader import Reader
 from gpuhost_exporter.sources.pipe import Pipe, recv_request, send_answer
-from gpuhost_exporter.sources.placement import switch_ports
+from gpuhost_exporter.sources.placement import Registers, switch_ports
 from gpuhost_exporter.sources.processes import Processes
 from gpuhost_exporter.sources.state import State
+from gpuhost_exporter.sources.traffic import Adapters
 from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.targets import Targets
 
@@ -126,12 +127,18 @@ class Walk:
         self._drives = DriveReader(root, 60.0, clock, ioctl)
         follower = Follower(root, clock)
         self.host.processes.connect(lambda request: self._look(follower, request))
-        self.host.switch_ports.put(switch_ports(root))
+        adapters = Adapters(root, clock)
+        self.host.traffic.connect(lambda: self._carried(adapters))
+        self.host.registers.put(Registers(switch_ports(root)))
         collectors = tuple(kind(self.host) for kind in ALL if kind.name != "latency")
         self._runner = Runner(tuple((each, each.seconds_between_polls()) for each in collectors), clock)
 
     def _look(self, follower: Follower, request: dict[str, Any]) -> bool:
         self.host.processes.put(follower.look(request["holding"]))
+        return True
+
+    def _carried(self, adapters: Adapters) -> bool:
+        self.host.traffic.put(adapters.look())
         return True
 
     def tick(self, second: int) -> None:
