@@ -1,10 +1,11 @@
-"""How long the rules take to evaluate at 1,000 hosts with 8 GPUs on one Prometheus.
+"""How long the rules take to evaluate for many hosts with 8 GPUs on one Prometheus.
 
     PYTHONPATH=tests python tests/bench/rules.py [HOSTS]
 
 Writes just the series that the rules read, of a recorded h100x8 host, a sample every 15 s: an hour of those whose past
 they read, minutes of the others. Then loads the rules and reads what Prometheus says of each group. Of days and weeks
-there is only that hour, so the groups named days grow slower than this. Needs prometheus.
+there is only that hour, so the groups named days grow slower than this. Needs prometheus. 1,000 hosts are 1.5 million
+series: they took 18 GiB and nine minutes to write on two busy processors, so that 100 are the default.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def measured(url: str, until: float) -> dict[str, tuple[float, float, float]]:
 
 
 def main() -> int:
-    hosts = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    hosts = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         processes = stack.Processes(Path(name))
         server = stack.Prometheus(processes, {}, rules=())
