@@ -1,8 +1,8 @@
 """Rules and routing with every duration divided by one constant, so that a test sees hours pass in minutes.
 
 Durations are `for`, `interval`, range selectors, subqueries and offsets, in annotations' queries too, and
-Alertmanager's waits; and seconds of something within a range that a rule asks for at least, and those after a boot.
-Other numbers, also in seconds, are thresholds of what hosts tell, and hosts live in real time.
+Alertmanager's waits; and seconds of something within a range that a rule asks for at least, and those since a boot or
+a checkpoint. Other numbers, also in seconds, are thresholds of what hosts tell, and hosts live in real time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _PART = re.compile(r"(\d+)(ms|[smhdw])")
 _RANGE = re.compile(rf"\[({_DURATION})(?::({_DURATION})?)?\]")
 _OFFSET = re.compile(rf"\boffset ({_DURATION})\b")
 _WITHIN = re.compile(
-    r"((?:_seconds_total(?:\{[^}]*\})?\[\w+\]|:sum_increase\w+\{[^}]*\})\)+ (?:>=|>) |boot_time_seconds < bool )(\d+)\b"
+    r"((?:_seconds_total(?:\{[^}]*\})?\[\w+\]|:sum_increase\w+\{[^}]*\})\)+ (?:>=|>) "
+    r"|boot_time_seconds < bool |checkpoint_last_timestamp_seconds < )(\d+)\b"
 )
 _KEYS = ("for", "keep_firing_for", "interval", "group_wait", "group_interval", "repeat_interval")
 

@@ -68,7 +68,7 @@ def _numbers(text):
     return found
 
 
-def test_of_all_numbers_only_seconds_within_a_range_and_after_boot_are_divided():
+def test_of_all_numbers_only_seconds_within_a_range_and_since_an_event_are_divided():
     changed = []
     for rule in rules():
         before, after = _numbers(rule.expr), _numbers(expression(rule.expr, 12))
@@ -76,6 +76,7 @@ def test_of_all_numbers_only_seconds_within_a_range_and_after_boot_are_divided()
     assert sorted(changed) == [
         ("GpuhostArrayMemberSlow", 60, 5),
         ("GpuhostCheckpointOverdue", 60, 5),
+        ("GpuhostCheckpointSlow", 3600, 300),
         ("GpuhostDriveHot", 60, 5),
         ("device:gpuhost_storage_delivered_bytes_per_second:ratio_increase1h", 30, 2.5),
         ("host:gpuhost_held_time:ratio_increase1h", 360, 30),
