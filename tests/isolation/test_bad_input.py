@@ -32,7 +32,7 @@ from gpuhost_exporter.sim.tree import Tree
 
 # These read the same files again, or none of the tree's.
 # What reads the same files at its own pace, and has tests of its own.
-_SLOWER = ("contention", "storage", "filesystem", "pagecache", "nfs", "nvme_health")
+_SLOWER = ("contention", "storage", "filesystem", "pagecache", "nfs", "nvme_health", "platform", "rdma_ethernet")
 OTHERS = [f"--no-collector.{name}" for name in _SLOWER]
 SUBJECTS = (BlockCollector, NvmeCollector, RaidCollector, RdmaCollector, PressureCollector, MachineCollector)
 

@@ -32,6 +32,7 @@ SCENARIOS = {
     "idle": {},
     "tour": {},
     "straggler": {},
+    "network-collective": {},
     "nccl-hang": {},
     "checkpoint-async": {},
     "checkpoint-sync": {},

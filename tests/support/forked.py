@@ -46,7 +46,7 @@ def _command(folder: str, arguments: list[str]) -> None:
     os.environ |= {"XDG_RUNTIME_DIR": f"{folder}/run", "XDG_STATE_HOME": f"{folder}/state", "TMPDIR": folder}
     os.chdir(folder)
     for descriptor, name in ((0, os.devnull), (1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), descriptor)
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
     status = 70  # what nobody foresaw
     try:
         status = cli.main(arguments)
