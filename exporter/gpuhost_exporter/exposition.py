@@ -1,6 +1,6 @@
 """Published snapshots -> the text that Prometheus reads, in format 0.0.4 or OpenMetrics 1.0. Never touches hardware.
 
-A collector's block is rendered and compressed once a snapshot and reused until the next; ages, in-flight times and
+A collector's block is rendered and compressed once and reused until it tells something else; ages, in-flight times and
 expiry are of the moment of the scrape. Label strings are made once a series.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuhost_exporter.clock import Clock
-from gpuhost_exporter.runner import Runner, Snapshot, Task
+from gpuhost_exporter.runner import Runner, Task
 from gpuhost_exporter.specs import Sample, Spec, counter, gauge, info
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Block:
 
     text: bytes
     count: int
-    snapshot: Snapshot | None = None
+    samples: tuple[Sample, ...] = ()
     packed: bytes = b""
 
 
@@ -155,7 +155,7 @@ class Exposition:
         self._seconds = 0.0
 
     def render(self, openmetrics: bool, gzip: bool) -> bytes:
-        """The page. Parallel scrapes share what is made once a snapshot."""
+        """The page. Scrapes share what is the same."""
         with self._lock:
             started = self._clock.now()
             self._scrapes["openmetrics" if openmetrics else "text"] += 1
@@ -180,8 +180,8 @@ class Exposition:
                 self._blocks.pop((task, openmetrics), None)
                 continue
             known = self._blocks.get((task, openmetrics))
-            if known is None or known.snapshot is not snapshot:
-                known = Block(*self._renderer.block(snapshot.samples, openmetrics), snapshot)
+            if known is None or known.samples != snapshot.samples:
+                known = Block(*self._renderer.block(snapshot.samples, openmetrics), snapshot.samples)
                 self._blocks[task, openmetrics] = known
             blocks.append(known)
         if self._compat:

@@ -113,8 +113,8 @@ def test_blocks_compressed_before_are_the_same_page_beside_new_ones(pages):
         assert not reader.unused_data
 
 
-def test_only_what_was_polled_since_is_rendered_and_compressed_anew(served, monkeypatch):
-    task, _, _, exposition = served
+def test_only_what_tells_something_else_is_rendered_and_compressed_anew(served, monkeypatch):
+    task, _, value, exposition = served
     compressed = []
     real = zlib.compressobj
 
@@ -130,12 +130,13 @@ def test_only_what_was_polled_since_is_rendered_and_compressed_anew(served, monk
     task.poll()
     exposition.render(openmetrics=True, gzip=True)
     monkeypatch.setattr("gpuhost_exporter.exposition.zlib.compressobj", Recording)
-    exposition.render(openmetrics=True, gzip=True)
-    assert [b"power_watts" in text for text in compressed] == [False]
-    task.poll()
-    page = exposition.render(openmetrics=True, gzip=True)
-    assert [b"power_watts" in text for text in compressed] == [False, True, False]
-    assert b"power_watts" in gzip.decompress(page)
+    for told, made in ((1.0, [False]), (2.0, [True, False])):  # what the exporter tells of itself is always new
+        compressed.clear()
+        value[0] = told
+        task.poll()
+        page = gzip.decompress(exposition.render(openmetrics=True, gzip=True))
+        assert [b"power_watts" in text for text in compressed] == made
+        assert f'power_watts{{gpu="0",uuid="u"}} {told}'.encode() in page
 
 
 def test_the_exporter_counts_what_it_served(served):
