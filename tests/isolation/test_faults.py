@@ -200,9 +200,13 @@ def test_release_lets_go_of_the_driver_and_resume_takes_it_up(start):
     assert "gpuhost-nvml" in daemon.descendants().values()
     done = daemon.command("release", "--for", "5m")
     assert (done.returncode, done.stderr) == (0, "")
-    series = daemon.wait_until(lambda seen: value(seen, "gpuhost_nvml_state", state="released") == 1, 5)
+    series = daemon.wait_until(
+        lambda seen: (
+            value(seen, "gpuhost_nvml_state", state="released") == 1 and not select(seen, "gpuhost_gpu_power_watts")
+        ),
+        15,
+    )
     assert "gpuhost-nvml" not in daemon.descendants().values()
-    assert not select(series, "gpuhost_gpu_power_watts")
     assert value(series, "gpuhost_gpu_state", gpu="0", state="unknown") == 1
     assert value(series, "gpuhost_collector_up", collector="block") == 1
     assert daemon.command("resume").returncode == 0

@@ -85,12 +85,15 @@ def test_this_kernel_counts_each_time_that_a_sleeping_thread_was_due():
         probe.look()
     except SourceError:
         pytest.skip("this kernel keeps no schedule of threads")
-    for _ in range(5):
-        time.sleep(0.001)
-    wait = probe.look()
-    assert wait is not None
-    assert wait.times >= 5
-    assert 0 < wait.seconds < 1
+    waited, until = 0.0, time.monotonic() + 20.0
+    while waited == 0.0 and time.monotonic() < until:  # an idle machine wakes some threads in no time at all
+        for _ in range(5):
+            time.sleep(0.001)
+        wait = probe.look()
+        assert wait is not None
+        assert wait.times >= 5
+        waited += wait.seconds
+    assert 0 < waited < 1
 
 
 def test_waits_are_handed_over_once_and_bounded():

@@ -69,8 +69,10 @@ def test_the_probes_own_command_line_is_understood_and_its_list_agrees_with_perf
         shlex.join(perftest.command(Rdma(device), 45, peer))
         for device, peer in (("rxe1", None), ("rxe0", "192.168.77.2"))
     )
-    output = wire.run(f"{server} >/dev/null 2>&1 & sleep 2; {client} 2>&1; wait", 90)
-    print(output)
+    for _ in range(6):  # in emulation it sometimes cannot tell the processor's clock: every figure is inf
+        output = wire.run(f"{server} >/dev/null 2>&1 & sleep 2; {client} 2>&1; wait", 90)
+        if "inf" not in output.split():
+            break
     seconds = perftest.parse(output, 0)
     assert len(seconds) == 45
     assert 1e6 * statistics.median(seconds) / 2 == pytest.approx(parse_perftest(output, "t_typical"), rel=0.05)
@@ -121,6 +123,7 @@ def test_waits_for_a_cpu_are_measured_in_a_machine_with_too_little_of_it(machine
         return value(series, "gpuhost_cpu_run_queue_delay_seconds_sum") or 0.0
 
     before = machine.wait_until(waited)
-    load = machine.start("timeout 40 sh -c 'for n in 1 2 3 4 5 6; do while :; do :; done & done; wait'; true")
+    # Two that are favoured: among equals who has slept runs at once.
+    load = machine.start("timeout 40 nice -n -10 sh -c 'for n in 1 2; do while :; do :; done & done; wait'; true")
     machine.wait_until(lambda series: waited(series) - waited(before) > 0.05, 35)
     load.result(80)
