@@ -67,7 +67,7 @@ def test_a_lost_gpu_costs_its_own_series_and_nothing_else(start):
     series = daemon.wait_until(lambda seen: value(seen, "gpuhost_xid_errors_total", gpu="3", xid="79") == 1)
     assert value(series, "gpuhost_xid_events_total", gpu="3", severity="critical") == 1
     assert sum(select(series, "gpuhost_xid_events_total", severity="critical").values()) == 1
-    assert value(series, "gpuhost_inventory_missing", kind="gpus") == 1
+    daemon.wait_until(lambda seen: value(seen, "gpuhost_inventory_missing", kind="gpus") == 1)
 
 
 def test_a_gpu_is_back_after_its_reset(start):
