@@ -99,19 +99,20 @@ def kept(length: int) -> Scrapes:
     return [(at, text) for at, text in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def shifted(scrapes: Scrapes, begin: float, wall: float, end: float) -> Scrapes:
-    """The walk from `begin`, as if that had been at this wall time, until `end`; times of day in it move along."""
+def shifted(scrapes: Scrapes, begin: float, began: float, end: float) -> Scrapes:
+    """The walk from its second `begin` to the wall time `end`, as if begun at the wall time `began`; times of day in it
+    move along."""
     found = []
     for at, text in scrapes:
-        if begin <= at <= begin + end - wall:
+        if begin <= at <= end - began:
             lines = []
             for line in text.splitlines():
                 name = line.partition("{")[0].partition(" ")[0]
                 if name.endswith("timestamp_seconds") or name == "gpuhost_boot_time_seconds":
                     series, _, value = line.rpartition(" ")
-                    line = f"{series} {float(value) + wall - begin - WALL!r}"  # noqa: PLW2901
+                    line = f"{series} {float(value) + began - WALL!r}"  # noqa: PLW2901
                 lines.append(line)
-            found.append((wall + at - begin, "\n".join(lines)))
+            found.append((began + at, "\n".join(lines)))
     return found
 
 
@@ -129,7 +130,7 @@ class Shifted(SystemClock):
 
 
 def start_hosts(processes: stack.Processes, begins: list[float]) -> tuple[dict[str, int], dict[str, float]]:
-    """The port of each, and when it was where its walk begins."""
+    """The port of each, and when it would have begun its walk."""
     targets, began = {}, {}
     for number, begin in enumerate(begins, 1):
         name, port = f"gpu-host-{number}", stack.free_port()
@@ -196,8 +197,8 @@ def main(arguments: list[str]) -> int:
         print("\n".join(f"{name:13} http://127.0.0.1:{port}/" for name, port in targets.items()), flush=True)
         prometheus = stack.Prometheus(processes, targets)
         now = time.time()
-        names = zip(began, begins, strict=True)
-        put_history(prometheus, {name: shifted(walk, begin, began[name] + begin, now) for name, begin in names})
+        told = zip(began.items(), begins, strict=True)
+        put_history(prometheus, {name: shifted(walk, begin, at, now) for (name, at), begin in told})
         watch(prometheus)
         print(f"All there. It is in {folder}; Ctrl-C ends and removes it.", flush=True)
         if "--ready-file" in arguments:

@@ -120,7 +120,7 @@ class App:
             raise
         self.exposition = Exposition(self.runner, self.clock, self.own_samples, self._compat())
         self.server_samples: Callable[[], Iterable[Sample]] = lambda: ()
-        self._udev = UdevWatcher(self._hardware_changed, self._simulated_events if self._sockets else listen)
+        self._udev = UdevWatcher(self._hardware_changed, self._simulated_events if self._simulated_folder else listen)
         self._privileged = PrivilegedReader(launcher, tuple(self._jobs({each.name for each, _ in collectors})))
         self._latency = self._latency_client() if "latency" in {each.name for each, _ in collectors} else None
         self.host.processes.connect(lambda request: self._privileged.ask("processes", request))
