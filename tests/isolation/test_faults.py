@@ -54,7 +54,11 @@ def all_gpus_read(series):
 def test_a_lost_gpu_costs_its_own_series_and_nothing_else(start):
     daemon = start("gpu-lost", elapsed=10.0)
     daemon.wait_until(all_gpus_read, 15)
-    series = daemon.wait_until(lambda seen: not any("3" in gpus_with(seen, name) for name in PER_GPU))
+    series = daemon.wait_until(
+        lambda seen: (
+            value(seen, "gpuhost_gpu_up", gpu="3") == 0 and not any("3" in gpus_with(seen, name) for name in PER_GPU)
+        )
+    )
     for name in PER_GPU:
         assert gpus_with(series, name) == GPUS - {"3"}, name
     assert not select(series, "gpuhost_nvlink_up", gpu="3")
