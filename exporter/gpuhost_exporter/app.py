@@ -362,14 +362,19 @@ def serve(settings: Settings, launcher: Launcher) -> int:
         log.info(listening)
         manager.ready(listening)
 
-        def look() -> None:
-            rates.look(app.runner.snapshots())
-            if app.runner.progressing():  # hung hardware or not: a restart would hang on it, too
-                manager.alive()
+        stopping = threading.Event()
 
+        def look() -> None:
+            while not stopping.wait(manager.pause(_LOOK_SECONDS)):
+                rates.look(app.runner.snapshots())  # a page opened has rates at once
+                if app.runner.progressing():  # hung hardware or not: a restart would hang on it, too
+                    manager.alive()
+
+        threading.Thread(target=look, name="look", daemon=True).start()
         try:
-            return _until_stopped(app, runtime, look, manager.pause(_LOOK_SECONDS))
+            return _until_stopped(app, runtime)
         finally:
+            stopping.set()
             manager.stopping()
             runtime.remove_pid()
             server.close()
@@ -377,15 +382,13 @@ def serve(settings: Settings, launcher: Launcher) -> int:
         app.close()
 
 
-def _until_stopped(app: App, runtime: Runtime, look: Callable[[], None], pause: float) -> int:
-    """Serve signals until one ends it; the exit status. Looks now and then: a page opened has rates at once, and the
-    service manager knows that the sampler lives.
-    """
+def _until_stopped(app: App, runtime: Runtime) -> int:
+    """Serve signals until one ends it; the exit status."""
     while True:
-        received = signal.sigtimedwait(_HANDLED, pause)
-        if received is None:
-            look()
-        elif received.si_signo == signal.SIGUSR1:
+        # Not sigtimedwait: stopped for longer than its time (SIGSTOP, a frozen container), it returns a signal that
+        # nobody sent.
+        received = signal.sigwaitinfo(_HANDLED)
+        if received.si_signo == signal.SIGUSR1:
             seconds = runtime.take_release() or RELEASE_SECONDS
             log.info("releasing NVML for %.0f s", seconds)
             app.host.nvml.release(seconds)

@@ -49,6 +49,20 @@ def learned(series):
     return value(series, "gpuhost_inventory_expected", kind="gpus") == 8
 
 
+def test_a_daemon_that_stood_still_goes_on(start):
+    """As a debugger, a frozen container or a suspended machine has it: longer than between two looks."""
+    daemon = start(environment={"WATCHDOG_USEC": "1000000"})
+    daemon.ready()
+    daemon.process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    polls = "gpuhost_collector_polls_total"
+    daemon.process.send_signal(signal.SIGCONT)
+    before = value(daemon.series(), polls, collector="inventory")
+    daemon.wait_until(lambda seen: value(seen, polls, collector="inventory") > before + 2, 10)
+    assert daemon.process.poll() is None
+    assert "Traceback" not in daemon.log()
+
+
 # The state directory.
 
 
