@@ -130,7 +130,7 @@ class Medians:
 def test_a_millisecond_in_the_relay_is_a_millisecond_in_the_median_within_five_percent(undisturbed, relayed):
     """Rounds with and without it in turn, held against what the relay itself saw: it may oversleep.
 
-    Both wait in the relay: after half a millisecond a processor has gone to sleep, and waking it is no part of the 1 ms.
+    Both wait in the relay: within half a millisecond a processor goes to sleep, and waking it is no part of the 1 ms.
     """
     a, _, relay = relayed(interval=0.7, messages=100, gap=0.002)
     without, delayed = Medians(), Medians()

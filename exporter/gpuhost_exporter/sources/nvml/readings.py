@@ -5,11 +5,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from operator import attrgetter
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
 
 # Why GPM is, or is not, the source of the profiling ratios.
 GpmState = Literal["ok", "warming_up", "unsupported", "permission", "mig", "error"]
+
+
+def _pickled_by_position(reading: type[T]) -> type[T]:
+    """Pickle the fields in their order: what a frozen dataclass does by itself takes three times as long."""
+    fields: Callable[[T], tuple[Any, ...]] = attrgetter(*reading.__match_args__)  # type: ignore[attr-defined]
+
+    def reduce(self: T) -> tuple[type[T], tuple[Any, ...]]:
+        return reading, fields(self)
+
+    reading.__reduce__ = reduce  # type: ignore[assignment, method-assign]
+    return reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +82,14 @@ class Inventory:
     faults: tuple[Fault, ...] = ()
 
 
+@_pickled_by_position
 @dataclass(frozen=True, slots=True)
 class Process:
     pid: int
     memory_bytes: int | None
 
 
+@_pickled_by_position
 @dataclass(frozen=True, slots=True)
 class Activity:
     """What moves every second. Ratios are 0-1 averages over [since, at]."""
@@ -115,6 +132,7 @@ class Activity:
     processes: tuple[Process, ...] | None
 
 
+@_pickled_by_position
 @dataclass(frozen=True, slots=True)
 class Health:
     """What changes rarely."""
@@ -146,6 +164,7 @@ class Health:
     pcie_replays: int | None
 
 
+@_pickled_by_position
 @dataclass(frozen=True, slots=True)
 class Link:
     """One NVLink. Byte counters are payload, per direction as the GPU sees it."""
@@ -161,6 +180,7 @@ class Link:
     errors: tuple[tuple[str, int], ...]  # replay|recovery|crc|ecc; only what this architecture really counts
 
 
+@_pickled_by_position
 @dataclass(frozen=True, slots=True)
 class Links:
     uuid: str
@@ -168,6 +188,7 @@ class Links:
     links: tuple[Link, ...]
 
 
+@_pickled_by_position
 @dataclass(frozen=True, slots=True)
 class Fabric:
     """NVSwitch fabric registration. state: not_supported, not_started, in_progress, completed."""
@@ -182,6 +203,7 @@ class Fabric:
     cluster_uuid: str | None
 
 
+@_pickled_by_position
 @dataclass(frozen=True, slots=True)
 class Peer:
     """What NVML says of the path from one GPU to another. Status words: ok, disabled, not_supported, ..."""
