@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
-_KEPT = 4
+_KEPT = {"activity": 4}  # for who must miss none though the ticks of two threads cross; of the rest the last one
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Board:
         self._posted: dict[str, deque[tuple[float, object]]] = {}
 
     def post(self, subject: str, reading: object, until: float) -> None:
-        self._posted.setdefault(subject, deque(maxlen=_KEPT)).append((until, reading))
+        self._posted.setdefault(subject, deque(maxlen=_KEPT.get(subject, 1))).append((until, reading))
 
     def last(self, subject: str, kind: type[T], now: float) -> T | None:
         posted = self._posted.get(subject)
@@ -36,6 +36,6 @@ class Board:
         return reading if now <= until and isinstance(reading, kind) else None
 
     def recent(self, subject: str, kind: type[T], now: float) -> tuple[T, ...]:
-        """The last few, oldest first: for who must miss none though the ticks of two threads cross."""
+        """The last few, oldest first, of a subject that more than one is kept of."""
         posted = tuple(self._posted.get(subject, ()))
         return tuple(reading for until, reading in posted if now <= until and isinstance(reading, kind))

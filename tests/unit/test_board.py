@@ -21,6 +21,15 @@ def test_a_post_takes_the_place_of_the_one_before_and_other_subjects_keep_theirs
     assert (board.last("drives", tuple, NOW), board.last("ports", tuple, NOW)) == ((2,), (7,))
 
 
+def test_the_last_few_are_kept_of_activity_alone():
+    board = Board()
+    for number in range(6):
+        board.post("activity", (number,), NOW)
+        board.post("links", (number,), NOW)
+    assert board.recent("activity", tuple, NOW) == ((2,), (3,), (4,), (5,))
+    assert board.recent("links", tuple, NOW) == ((5,),)
+
+
 def test_what_is_not_there_is_of_another_kind_or_too_old_is_no_reading():
     board = Board()
     board.post("drives", (1,), NOW)
