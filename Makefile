@@ -5,6 +5,10 @@ VENV := .venv
 ADDRESS ?= 127.0.0.1:19400
 SIMULATE ?=
 
+# Loudly: the first failure stays in the log. More than ten are no accident.
+AGAIN = { echo "Those that failed once more, alone: a machine that is busy elsewhere disturbs tests of processes."; \
+  $(VENV)/bin/pytest --last-failed --last-failed-no-failures none --maxfail 10; }
+
 .PHONY: run demo test test-full test-vm test-hardware bench metrics alerts dashboards clean
 
 run: $(VENV)/.run
@@ -21,10 +25,8 @@ test: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check exporter tests alerts dashboards deploy
 	$(VENV)/bin/ruff check exporter tests alerts dashboards deploy
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n 4 --dist worksteal -m "not slow and not gpu and not vm and not alone" || { \
-	  echo "Those that failed once more, alone: beside three others a test of processes may lack a processor."; \
-	  $(VENV)/bin/pytest --last-failed --last-failed-no-failures none --maxfail 10; }
-	$(VENV)/bin/pytest -m "alone and not slow and not gpu and not vm"
+	$(VENV)/bin/pytest -n 4 --dist worksteal -m "not slow and not gpu and not vm and not alone" || $(AGAIN)
+	$(VENV)/bin/pytest -m "alone and not slow and not gpu and not vm" || $(AGAIN)
 
 # The long tier: everything above, the slow tests, a machine with real drivers, and the benchmark.
 test-full: test
