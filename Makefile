@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 ADDRESS ?= 127.0.0.1:19400
 SIMULATE ?=
+NEWER := build/prometheus-3
 
 # Loudly: the first failure stays in the log. More than ten are no accident.
 AGAIN = { echo "Those that failed once more, alone: a machine that is busy elsewhere disturbs tests of processes."; \
@@ -33,6 +34,9 @@ test-full: test
 	@if command -v mpirun >/dev/null; then \
 	  $(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev,mpi]'; \
 	  else echo "No mpirun: the allreduce is NOT tested (apt-get install openmpi-bin)"; fi
+	@if tests/support/newer-prometheus.sh $(NEWER); then \
+	  GPUHOST_PROMTOOLS=$(NEWER)/usr/bin/promtool $(VENV)/bin/pytest -n 2 tests/alerts/test_promtool.py; \
+	  else echo "No Prometheus 3 here: the rules are NOT tried on it (apt-get and root bring one)"; fi
 	$(VENV)/bin/pytest -m "slow and not gpu and not vm"
 	$(MAKE) test-vm
 	$(MAKE) bench
