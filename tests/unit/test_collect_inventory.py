@@ -159,6 +159,20 @@ def test_a_link_once_active_is_missing_when_it_is_down_after_a_restart(site):
     assert missing(found, "links") == ["GPU-0/17"]
 
 
+def test_a_link_that_is_not_read_is_not_missing_and_one_that_is_down_is(site):
+    site.post("links", links(0, 3, 4, 5), links(1, 3))
+    assert site.poll()["inventory_present"]["links",] == 4
+    slots = tuple(
+        reading(Link, index=number, active={4: None, 5: False, 9: None}.get(number, True)) for number in (3, 4, 5, 9)
+    )
+    site.post("links", Links("GPU-0", NOW, slots), links(1, 3))
+    found = site.poll()
+    assert missing(found, "links") == ["GPU-0/5"]
+    assert found["inventory_present"]["links",] == 3
+    assert found["inventory_expected"]["links",] == 4
+    assert found["inventory_readable"]["links",] == 1
+
+
 def test_links_of_a_gpu_that_does_not_answer_are_not_listed_one_by_one(site):
     site.post("links", links(0, *range(18)), links(1, *range(18)))
     site.poll()

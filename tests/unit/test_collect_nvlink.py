@@ -231,7 +231,8 @@ def test_an_unknown_product_is_held_to_the_most_links_of_its_like():
 
 
 def test_a_product_with_nvlink_that_reports_none_has_none_of_its_links():
-    found = poll(collector_of(told=[links(1)], around=(*READY[:2], peer(0, 1, "disabled"), peer(1, 0, "disabled"))))
+    told = [Links("GPU-0", NOW, ()), links(1)]
+    found = poll(collector_of(told=told, around=(*READY[:2], peer(0, 1, "disabled"), peer(1, 0, "disabled"))))
     assert of(found, "nvlink_links_active") == 0
     assert of(found, "nvlink_links_expected") == 18
     assert of(found, "nvlink_capacity_bytes_per_second") == 0
@@ -240,7 +241,31 @@ def test_a_product_with_nvlink_that_reports_none_has_none_of_its_links():
 
 
 def test_a_product_without_nvlink_has_no_series():
-    assert poll(collector_of(gpu(0, "NVIDIA L40S"), told=[])) == {}
+    assert poll(collector_of(gpu(0, "NVIDIA L40S"), told=[Links("GPU-0", NOW, ())])) == {}
+
+
+def test_a_product_whose_links_could_not_be_counted_is_not_said_to_have_none():
+    found = poll(collector_of(told=[links(1)], around=READY))
+    assert uuids(found) == {"GPU-1"}
+    assert of(found, "nvlink_links_active", index=1) == 18
+
+
+def test_with_a_link_unread_its_gpus_capacity_is_not_known_and_the_others_is():
+    unread = Links("GPU-0", NOW, (*links(0).links[:17], link(17, active=None, rate_bytes_per_second=26.562e9)))
+    collector = collector_of(around=READY)
+    poll(collector)
+    collector.host.nvml.answers["links"] = [unread, links(1)]
+    found = poll(collector)
+    for name in ("links_active", "capacity_bytes_per_second", "usable_bytes_per_second"):
+        assert of(found, f"nvlink_{name}") is None, name
+    assert of(found, "nvlink_up", "17") is None
+    assert of(found, "nvlink_up", "16") == 1
+    assert of(found, "nvlink_links_expected") == 18
+    assert of(found, "nvlink_fallback_peers") == 0
+    assert ("0", "GPU-0", "17", "4.0", "switch", "", "26562000000") in found["nvlink_info"]
+    assert of(found, "nvlink_usable_bytes_per_second", index=1) == 900e9
+    collector.host.nvml.answers["links"] = [links(0), links(1)]
+    assert of(poll(collector), "nvlink_capacity_bytes_per_second") == 900e9
 
 
 def test_bytes_by_link_and_direction():

@@ -137,7 +137,7 @@ class InventoryCollector(Collector):
         data = state.load(STATE_NAME)
         found = {
             "gpus": _found(self._gpus()),
-            "links": _found(None if links is None else {link: {} for reading in links for link in _active(reading)}),
+            "links": None if links is None else _found_links(links, learned(data, "links").devices),
             **{kind: self._listed(kind, learned(data, kind), now) for kind in ("drives", "arrays", "ports")},
         }
         # The links of a GPU that does not answer are told by the GPU.
@@ -221,8 +221,11 @@ def _expected(configured: int | tuple[str, ...] | None, known: Learned) -> int:
     return configured if isinstance(configured, int) else len(configured)
 
 
-def _active(links: Links) -> Iterator[str]:
-    return (f"{links.uuid}/{link.index}" for link in links.links if link.active)
+def _found_links(readings: list[Links], known: Devices) -> Found:
+    """A link that was not read may be up or down: one that was ever up is taken to be there."""
+    states = {f"{links.uuid}/{link.index}": link.active for links in readings for link in links.links}
+    unread = {name: known[name] for name, active in states.items() if active is None and name in known}
+    return Found({name: {} for name, active in states.items() if active}, unread, len(unread))
 
 
 def _is_called(name: str, key: str, device: Device) -> bool:

@@ -55,7 +55,7 @@ class Gpu:
     memory_clock_max_hertz: float | None
     sm_clock_max_hertz: float | None
     virtualization_mode: str | None  # "none", "passthrough", "vgpu", "host_vgpu", "host_vsga"
-    link_count: int | None  # NVLink slots that the GPU reports, None without NVLink
+    link_count: int | None  # NVLink slots that the GPU reports, 0 without NVLink
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class Link:
     """One NVLink. Byte counters are payload, per direction as the GPU sees it."""
 
     index: int
-    active: bool
+    active: bool | None  # None: its state could not be read
     version: str | None  # "4.0"
     rate_bytes_per_second: float | None  # one direction, as signalled (26.562e9 on Hopper)
     remote: str | None  # "gpu", "switch", "cpu"
@@ -163,6 +163,8 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Links:
+    """All of a GPU's links; none of one that says that it has no NVLink."""
+
     uuid: str
     at: float
     links: tuple[Link, ...]
