@@ -12,7 +12,7 @@ from gpuhost_exporter.collectors.fabric import FabricCollector
 from gpuhost_exporter.collectors.nvlink import NvlinkCollector
 from gpuhost_exporter.config import CollectorSettings
 from gpuhost_exporter.errors import Unavailable
-from gpuhost_exporter.sources.nvml.readings import Batch, Fabric, Health, Link, Links, Peer
+from gpuhost_exporter.sources.nvml.readings import Activity, Batch, Fabric, Health, Link, Links, Peer
 
 BRIDGED = "NVIDIA H100 NVL"
 
@@ -200,6 +200,43 @@ def test_what_a_fallback_costs_follows_from_the_pcie_link_found(generation, widt
     found = poll(collector_of(health=health))
     assert of(found, "nvlink_fallback_slowdown") == (slowdown and pytest.approx(slowdown, rel=0.01))
     assert of(found, "nvlink_fallback_slowdown", index=1) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "slowdown"),
+    [
+        ({"graphics_ratio": 0.9}, 28.6),
+        ({"utilization_ratio": 0.9}, 28.6),
+        ({"graphics_ratio": 0.0, "utilization_ratio": 0.9}, 7.14),
+        ({"graphics_ratio": 0.5}, 7.14),
+        ({}, 7.14),
+    ],
+    ids=["under load", "without GPM", "GPM wins", "idle", "not told"],
+)
+def test_a_link_that_trained_low_costs_more_and_only_load_shows_that(told, slowdown):
+    health = [
+        reading(Health, uuid=f"GPU-{index}", at=NOW, pcie_generation=3, pcie_generation_max=5, pcie_width=16)
+        for index in (0, 1)
+    ]
+    collector = collector_of(health=health)
+    assert of(poll(collector), "nvlink_fallback_slowdown") == pytest.approx(7.14, rel=0.01)
+    activity = reading(Activity, uuid="GPU-0", at=NOW, since=NOW - 1, gpm="ok", **told)
+    collector.host.board.post("activity", (activity,), until=math.inf)
+    found = poll(collector)
+    assert of(found, "nvlink_fallback_slowdown") == pytest.approx(slowdown, rel=0.01)
+    assert of(found, "nvlink_fallback_slowdown", index=1) == pytest.approx(7.14, rel=0.01)
+
+
+def test_the_generation_that_an_idle_link_had_is_not_taken_for_its_generation_under_load():
+    idle = reading(Health, uuid="GPU-0", at=NOW - 1, pcie_generation=1, pcie_generation_max=5, pcie_width=16)
+    collector = collector_of(health=[idle])
+    for second, slowdown in [(0, 7.14), (5, 7.14), (10, 14.3)]:
+        if second == 10:
+            loaded = replace(idle, at=NOW + 9, pcie_generation=4)
+            collector.host.board.post("health", (loaded,), until=math.inf)
+        told = reading(Activity, uuid="GPU-0", at=NOW + second, since=NOW, gpm="ok", graphics_ratio=0.9)
+        collector.host.board.post("activity", (told,), until=math.inf)
+        assert of(poll(collector), "nvlink_fallback_slowdown") == pytest.approx(slowdown, rel=0.01)
 
 
 @pytest.mark.parametrize(

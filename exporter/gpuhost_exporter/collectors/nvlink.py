@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gpuhost_exporter.collectors.per_gpu import NvmlCollector, R, gpu_counter, gpu_gauge, gpu_info, gpu_labels
 from gpuhost_exporter.host import Host
-from gpuhost_exporter.sources.nvml.readings import Fabric, Gpu, Health, Link, Links, Peer
+from gpuhost_exporter.sources.nvml.readings import Activity, Fabric, Gpu, Health, Link, Links, Peer
 from gpuhost_exporter.sources.pci import bytes_per_second
 from gpuhost_exporter.specs import Sample
 
@@ -84,11 +84,12 @@ FALLBACK_PEERS = gpu_gauge(
 SLOWDOWN = gpu_gauge(
     "gpuhost_nvlink_fallback_slowdown",
     "How many times less bandwidth a pair has that falls back to PCIe: full NVLink bandwidth over that of the PCIe "
-    "link, both directions, at the generation the link can do and the width found.",
+    "link, both directions, at the width found and the generation found under load, else the one the link can do.",
 )
 
 # Payload of one link in one direction, by major version, for products that are not in the table.
 _RATES = {"2": 25e9, "3": 25e9, "4": 25e9, "5": 50e9}
+_LOADED = 0.5  # utilization above which the PCIe link runs at the generation that it trained to
 # Before Hopper GPUs do not register with the fabric: whether peers are reachable says it all.
 _WITHOUT_REGISTRATION = ("volta", "turing", "ampere")
 
@@ -133,6 +134,7 @@ class NvlinkCollector(NvmlCollector):
         super().__init__(host)
         self._most: dict[str, int] = {}
         self._remotes: defaultdict[str, set[str]] = defaultdict(set)
+        self._loaded: dict[str, float] = {}  # since when each GPU that is under load is
         self._errors: defaultdict[str, dict[tuple[int, str], int]] = defaultdict(dict)
 
     def poll(self, now: float) -> Iterator[Sample]:
@@ -148,13 +150,16 @@ class NvlinkCollector(NvmlCollector):
         fabrics = {fabric.uuid: fabric for fabric in self._posted("fabric", Fabric, now)}
         peers = {(peer.uuid, peer.peer_uuid): peer.nvlink for peer in self._posted("fabric", Peer, now)}
         health = {reading.uuid: reading for reading in self._posted("health", Health, now)}
+        loads = {reading.uuid: reading for reading in self._posted("activity", Activity, now) if _loaded(reading)}
+        self._loaded = {uuid: self._loaded.get(uuid, reading.at) for uuid, reading in loads.items()}
         for gpu, links in found:
             for link in links.links:
                 yield from _link(gpu, link)
             yield from self._error_counts(gpu)
             partitioned = {uuid for uuid, reading in health.items() if reading.mig_enabled}
             reach = self._reach(gpu, [peer for peer in linked if peer.uuid not in partitioned], fabrics, peers)
-            yield from self._capacity(gpu, links, None if gpu.uuid in partitioned else reach, health.get(gpu.uuid))
+            pcie = _pcie_bytes_per_second(health.get(gpu.uuid), self._loaded.get(gpu.uuid))
+            yield from self._capacity(gpu, links, None if gpu.uuid in partitioned else reach, pcie)
 
     def _posted(self, subject: str, kind: type[R], now: float) -> Iterator[R]:
         """What another collector read; what it reads no more counts as not told."""
@@ -198,7 +203,7 @@ class NvlinkCollector(NvmlCollector):
             any(verdict in (None, "unknown") for _, verdict in verdicts),
         )
 
-    def _capacity(self, gpu: Gpu, links: Links, reach: _Reach | None, health: Health | None) -> Iterator[Sample]:
+    def _capacity(self, gpu: Gpu, links: Links, reach: _Reach | None, pcie: float | None) -> Iterator[Sample]:
         labels = gpu_labels(gpu)
         active = _active(links)
         rate = self._rate(gpu, links)
@@ -211,7 +216,6 @@ class NvlinkCollector(NvmlCollector):
                 yield CAPACITY(*labels, value=active * rate * 2)
                 if reach and reach.usable is not None:
                     yield USABLE(*labels, value=active * rate * 2 if reach.usable else 0.0)
-            pcie = _pcie_bytes_per_second(health)
             if pcie and expected:
                 yield SLOWDOWN(*labels, value=expected * rate / pcie)
         if reach and (reach.fallen_back or not reach.untold):
@@ -261,8 +265,17 @@ def _ready(gpu: Gpu, fabric: Fabric | None) -> bool | None:
     return None if fabric.status_code is None else fabric.status_code == 0
 
 
-def _pcie_bytes_per_second(health: Health | None) -> float | None:
-    """One direction. The generation is the highest that the link can do: an idle one runs at a lower one."""
-    if health is None or health.pcie_generation_max is None or health.pcie_width is None:
+def _loaded(activity: Activity) -> bool:
+    told = activity.utilization_ratio if activity.graphics_ratio is None else activity.graphics_ratio
+    return told is not None and told > _LOADED
+
+
+def _pcie_bytes_per_second(health: Health | None, loaded: float | None) -> float | None:
+    """One direction. An idle link runs at a lower generation than it can: only one that was read under load, here
+    since `loaded`, shows what it does."""
+    if health is None or health.pcie_width is None:
         return None
-    return bytes_per_second(health.pcie_generation_max, health.pcie_width)
+    generation = health.pcie_generation if loaded is not None and health.at >= loaded else None
+    if generation is None:
+        generation = health.pcie_generation_max
+    return None if generation is None else bytes_per_second(generation, health.pcie_width)
