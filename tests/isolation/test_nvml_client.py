@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -87,6 +88,46 @@ def test_a_gpu_that_was_lost_before_the_start_is_known_by_its_index_until_it_is_
     assert client.unopened() == {}
     assert client.gpu_states()["GPU-1"] == "ok"
     assert opened == ["ok", "ok"]
+
+
+def test_a_gpu_that_was_never_known_is_taken_up_when_it_comes_to_the_bus(make):
+    client, clock, _ = make(gpus=2)
+    client.read("links")
+    client.recheck("0000:01:00.0")
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-1"]
+    assert client.restarts()["recheck"] == 0, "that one is known and well"
+    client._arguments["gpus"] = 3
+    client.recheck("0000:02:00.0")
+    assert uuids(client.read("links")) == ["GPU-0", "GPU-1", "GPU-2"]
+    assert client.gpu_states() == dict.fromkeys(["GPU-0", "GPU-1", "GPU-2"], "ok")
+    for _ in range(20):
+        clock.ahead += 61
+        client.read("links")
+    assert client.restarts()["recheck"] == 1
+
+
+def test_a_gpu_that_the_driver_does_not_take_is_looked_for_a_few_times_ever_later(make):
+    client, clock, _ = make(gpus=2)
+    client.read("links")
+    client.recheck("0000:02:00.0")
+    looked = []
+    for minute in range(60):
+        client.read("links")
+        if client.restarts()["recheck"] > len(looked):
+            looked.append(minute)
+        clock.ahead += 61
+    pauses = [after - before for before, after in pairwise(looked)]
+    assert looked[0] == 0
+    assert pauses == sorted(pauses)
+    assert 2 <= len(looked) <= 5
+    assert looked[-1] < 20, "then no more"
+    client.recheck()
+    client.read("links")
+    assert client.restarts()["recheck"] == len(looked), "not for the sake of another device"
+    client.recheck("0000:02:00.0")
+    client.read("links")
+    assert client.restarts()["recheck"] == len(looked) + 1, "its driver may have come"
+    assert set(client.gpu_states().values()) == {"ok"}
 
 
 def test_a_call_that_never_returns_costs_its_gpu_and_the_deadline(make):

@@ -46,6 +46,7 @@ class FakeNvml:
         self.broken = {}
         self.versions = Driver("580.95.05", "13.580.95.05", "13.0")
         self.asked = []
+        self.arrived = []
 
     def gpus(self):
         return self.known
@@ -73,6 +74,9 @@ class FakeNvml:
 
     def in_flight_seconds(self, now):
         return now - NOW
+
+    def recheck(self, arrived=""):
+        self.arrived.append(arrived)
 
     def read(self, subject):
         self.asked.append(subject)

@@ -47,6 +47,7 @@ class Book:
         self._quarantine: dict[str, _Quarantine] = {}
         self._crashes: dict[str, float] = {}
         self._recheck: Pause | None = None
+        self._arrived: set[str] = set()  # PCI addresses that came to the bus, and that no reader has told of yet
 
     def gpus(self) -> tuple[Gpu, ...]:
         return tuple(sorted(self._known.values(), key=lambda gpu: (gpu.index, gpu.uuid)))
@@ -67,6 +68,7 @@ class Book:
     def opened(self, inventory: Inventory, now: float) -> None:
         """A new reader told what is there."""
         self._known |= {gpu.uuid: gpu for gpu in inventory.gpus}
+        self._arrived -= {gpu.bdf for gpu in inventory.gpus}
         here = {gpu.uuid for gpu in inventory.gpus}
         broken = {
             int(fault.uuid.removeprefix("index:")): _FAULT_STATES.get(fault.kind, "unreadable")
@@ -126,16 +128,21 @@ class Book:
         if self._recheck is None or now < self._recheck.until:
             return False
         self._recheck = self._recheck.again(now)
+        if self._recheck.seconds >= LONGEST_PAUSE:
+            self._arrived.clear()  # the driver does not want it, whatever it is
         return True
 
-    def recheck_now(self) -> None:
-        if self._recheck:
+    def recheck_now(self, arrived: str) -> None:
+        """Look now for what is away, and for a GPU at this PCI address unless it is known."""
+        if arrived and arrived not in {gpu.bdf for gpu in self._known.values()}:
+            self._arrived.add(arrived)
+        if self._recheck or self._arrived:
             self._recheck = Pause(0.0, self._first_pause)
 
     def _judge_recheck(self, now: float) -> None:
-        """A GPU that is away comes back only to a process that opens it anew."""
+        """A GPU that is away, or new, comes only to a process that opens the library anew."""
         states = [state for uuid, state in self._states.items() if uuid not in self._quarantine]
-        if not self._unopened and all(state == "ok" for state in states):
+        if not self._unopened and not self._arrived and all(state == "ok" for state in states):
             self._recheck = None
         elif self._recheck is None:
             self._recheck = Pause.first(now, self._first_pause)
