@@ -25,7 +25,7 @@ from gpuhost_exporter.collectors.platform import PlatformCollector
 from gpuhost_exporter.collectors.raid import RaidCollector
 from gpuhost_exporter.config import Settings, default_runtime_path, default_storage_path
 from gpuhost_exporter.errors import ConfigError, Gone, Hung, SourceError
-from gpuhost_exporter.exposition import BUILD, SIMULATED, Exposition
+from gpuhost_exporter.exposition import BUILD, READER_RESTARTS, READER_STUCK, SIMULATED, Exposition
 from gpuhost_exporter.host import Host
 from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Runner
@@ -167,6 +167,12 @@ class App:
     def own_samples(self) -> Iterator[Sample]:
         yield BUILD(__version__, platform.python_version())
         yield SIMULATED(self.host.simulated, value=bool(self.host.simulated))
+        for reader, restarts, stuck in (
+            ("nvml", sum(self.host.nvml.restarts().values()), self.host.nvml.stuck()),
+            ("privileged", self._privileged.restarts(), self._privileged.stuck()),
+        ):
+            yield READER_RESTARTS(reader, value=restarts)
+            yield READER_STUCK(reader, value=stuck)
         yield from self.server_samples()
 
     def _collectors(self) -> Iterator[tuple[Collector, float]]:
