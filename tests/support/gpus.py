@@ -47,6 +47,7 @@ class FakeNvml:
         self.versions = Driver("580.95.05", "13.580.95.05", "13.0")
         self.asked = []
         self.arrived = []
+        self.forgotten = set()
 
     def gpus(self):
         return self.known
@@ -74,6 +75,9 @@ class FakeNvml:
 
     def in_flight_seconds(self, now):
         return now - NOW
+
+    def forget(self, uuid):
+        self.forgotten.add(uuid)
 
     def recheck(self, arrived=""):
         self.arrived.append(arrived)

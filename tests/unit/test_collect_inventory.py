@@ -338,6 +338,28 @@ def test_forgetting_a_gpu_forgets_its_links_and_nothing_else(site):
     assert learned(data, "gpus").most == 7
 
 
+def test_a_gpu_forgotten_by_command_is_forgotten_by_the_running_exporter(site):
+    site.poll()
+    site.nvml.states["GPU-3"] = "missing"
+    assert missing(site.poll(), "gpus") == ["GPU-3"]
+    assert site.nvml.forgotten == set(), "missing is not forgotten"
+    assert forget(State(site.folder), "GPU-3")
+    site.poll()
+    assert missing(site.poll(), "gpus") == []
+    assert site.nvml.forgotten == {"GPU-3"}
+
+
+def test_a_state_that_was_lost_forgets_no_gpu(site, tmp_path):
+    site.poll()
+    site.nvml.states["GPU-3"] = "missing"
+    site.poll()
+    (tmp_path / "inventory.json").write_text("torn")
+    for _ in range(3):
+        site.poll()
+    assert "GPU-3" not in learned(site.host.state.load("inventory"), "gpus").devices, "learned anew"
+    assert site.nvml.forgotten == set()
+
+
 def test_forgetting_what_is_not_known_changes_nothing(tmp_path):
     folder = tmp_path / "typo"
     assert not forget(State(str(folder)), "GPU-1")

@@ -15,6 +15,7 @@ from typing import Any
 from gpuhost_exporter.board import Listed
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.errors import ConfigError
+from gpuhost_exporter.host import Host
 from gpuhost_exporter.sources.nvml.readings import Links
 from gpuhost_exporter.sources.state import Data, State
 from gpuhost_exporter.specs import Sample, gauge
@@ -130,11 +131,16 @@ class InventoryCollector(Collector):
     interval = 15.0
     specs = (GPUS_EXPECTED, EXPECTED, PRESENT, MISSING, READABLE, STATE_WRITABLE)
 
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._gpus_learned: frozenset[str] = frozenset()  # since the exporter started
+
     def poll(self, now: float) -> Iterator[Sample]:
         state = self.host.state
         state.retry()
         links = self._links(now)
         data = state.load(STATE_NAME)
+        self._forget_gpus(data)
         found = {
             "gpus": _found(self._gpus()),
             "links": None if links is None else _found_links(links, learned(data, "links").devices),
@@ -155,6 +161,16 @@ class InventoryCollector(Collector):
                 missing = tuple(sample.labels[1] for sample in samples if sample.spec is MISSING)
                 self.post("missing arrays", missing)
         yield STATE_WRITABLE(value=float(state.writable))
+
+    def _forget_gpus(self, data: Data) -> None:
+        """What was learned and is no longer in the state was forgotten by command: a missing GPU is told no more.
+        A state without any GPUs is a new one, and says nothing."""
+        known = frozenset(learned(data, "gpus").devices)
+        if "gpus" in data:
+            for uuid in self._gpus_learned - known:
+                self.host.nvml.forget(uuid)
+            known |= self._gpus_learned
+        self._gpus_learned = known
 
     def _judge(self, kind: str, found: Found | None, known: Learned) -> Iterator[Sample]:
         configured = self.host.settings.inventory.get(kind)

@@ -47,6 +47,7 @@ class Book:
         self._quarantine: dict[str, _Quarantine] = {}
         self._crashes: dict[str, float] = {}
         self._recheck: Pause | None = None
+        self._forgotten: set[str] = set()  # by request, as soon as a reader answers
         self._arrived: set[str] = set()  # PCI addresses that came to the bus, and that no reader has told of yet
 
     def gpus(self) -> tuple[Gpu, ...]:
@@ -64,6 +65,11 @@ class Book:
 
     def left_out(self, now: float) -> list[str]:
         return sorted(name for name, entry in self._quarantine.items() if now < entry.pause.until)
+
+    def forget(self, uuid: str) -> None:
+        """Know nothing more of a GPU that is missing; one that is there in any state stays."""
+        if self._states.get(uuid) == "missing":
+            self._forgotten.add(uuid)
 
     def opened(self, inventory: Inventory, now: float) -> None:
         """A new reader told what is there."""
@@ -87,6 +93,7 @@ class Book:
                 self._states[uuid] = broken.pop(gpu.index, "missing")
         taken = {gpu.index for gpu in inventory.gpus}
         self._unopened = {index: state for index, state in broken.items() if index not in taken}
+        self._drop_forgotten()
         self._judge_recheck(now)
 
     def learn(self, subject: str, batch: Batch, skipped: frozenset[str], now: float) -> None:
@@ -103,6 +110,7 @@ class Book:
                 entry = self._quarantine.get(uuid)
                 if entry and entry.subject == subject:
                     del self._quarantine[uuid]
+        self._drop_forgotten()
         self._judge_recheck(now)
 
     def hung(self, device: str, subject: str, now: float) -> None:
@@ -138,6 +146,14 @@ class Book:
             self._arrived.add(arrived)
         if self._recheck or self._arrived:
             self._recheck = Pause(0.0, self._first_pause)
+
+    def _drop_forgotten(self) -> None:
+        while self._forgotten:
+            uuid = self._forgotten.pop()
+            if self._states.get(uuid) == "missing":  # and has not come back meanwhile
+                self._states = {name: state for name, state in self._states.items() if name != uuid}
+                self._known = {name: gpu for name, gpu in self._known.items() if name != uuid}
+                self._quarantine.pop(uuid, None)
 
     def _judge_recheck(self, now: float) -> None:
         """A GPU that is away, or new, comes only to a process that opens the library anew."""

@@ -188,6 +188,10 @@ class NvmlClient:
         self._retry = None
         self._book.recheck_now(arrived)
 
+    def forget(self, uuid: str) -> None:
+        """Tell nothing more of a GPU that is missing, from the next answer on. Returns at once."""
+        self._book.forget(uuid)
+
     # The reader's life. All below runs under the lock.
 
     def _ready(self) -> _Reader:
