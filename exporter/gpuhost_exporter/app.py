@@ -24,12 +24,12 @@ from gpuhost_exporter.collectors.ledger import LedgerCollector
 from gpuhost_exporter.collectors.platform import PlatformCollector
 from gpuhost_exporter.collectors.raid import RaidCollector
 from gpuhost_exporter.config import Settings, default_runtime_path, default_storage_path
-from gpuhost_exporter.errors import ConfigError, Gone, Hung
-from gpuhost_exporter.exposition import BUILD, SIMULATED, Exposition
+from gpuhost_exporter.errors import ConfigError, Gone, Hung, SourceError
+from gpuhost_exporter.exposition import BUILD, READER_RESTARTS, READER_STUCK, SIMULATED, Exposition
 from gpuhost_exporter.host import Host
 from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Runner
-from gpuhost_exporter.sources import linux, pipe
+from gpuhost_exporter.sources import linux, pci, pipe
 from gpuhost_exporter.sources.contention import Wait
 from gpuhost_exporter.sources.ethtool import Network
 from gpuhost_exporter.sources.files import Root
@@ -167,6 +167,12 @@ class App:
     def own_samples(self) -> Iterator[Sample]:
         yield BUILD(__version__, platform.python_version())
         yield SIMULATED(self.host.simulated, value=bool(self.host.simulated))
+        for reader, restarts, stuck in (
+            ("nvml", sum(self.host.nvml.restarts().values()), self.host.nvml.stuck()),
+            ("privileged", self._privileged.restarts(), self._privileged.stuck()),
+        ):
+            yield READER_RESTARTS(reader, value=restarts)
+            yield READER_STUCK(reader, value=stuck)
         yield from self.server_samples()
 
     def _collectors(self) -> Iterator[tuple[Collector, float]]:
@@ -264,7 +270,7 @@ class App:
             return
         log.info("udev: %s %s %s", action, subsystem, device)
         if subsystem == "pci":
-            self.host.nvml.recheck()
+            self.host.nvml.recheck(self._arrived(device) if action in ("add", "bind") else "")
         # A device announces each of its parts: one early poll for all of them, and again if they take longer.
         with self._changing:
             begins = not self._changed
@@ -273,6 +279,13 @@ class App:
             timer = threading.Timer(_SETTLING_SECONDS, self._settled)
             timer.daemon = True
             timer.start()
+
+    def _arrived(self, device: str) -> str:
+        """The PCI address of a GPU that the kernel announced; empty where it is another device."""
+        with suppress(SourceError):
+            if device in pci.gpus(self.host.root):
+                return device
+        return ""
 
     def _settled(self) -> None:
         with self._changing:

@@ -27,10 +27,22 @@ SIMULATED = gauge(
     "1 when the figures come from a simulated host (label target: HOST:SCENARIO), 0 on a real one.",
     "target",
 )
+READER_RESTARTS = counter(
+    "gpuhost_reader_restarts_total",
+    "Times that a process which reads for the exporter, nvml or privileged, ended or was ended and had to be started "
+    "again. Good is no increase; gpuhost_nvml_reader_restarts_total says why nvml was.",
+    "reader",
+)
+READER_STUCK = gauge(
+    "gpuhost_reader_stuck",
+    "Processes which read for the exporter that were killed and that the kernel cannot end: 0 is good. None is started "
+    "in its place until it is gone.",
+    "reader",
+)
 SCRAPES = counter("gpuhost_exporter_scrapes_total", "Expositions rendered, by format.", "format")
 SERVED = counter("gpuhost_exporter_samples_served_total", "Samples in all expositions together.")
 RENDER = counter("gpuhost_exporter_render_seconds_total", "Seconds spent rendering and compressing expositions.")
-SPECS = (BUILD, SIMULATED, SCRAPES, SERVED, RENDER)
+SPECS = (BUILD, SIMULATED, READER_RESTARTS, READER_STUCK, SCRAPES, SERVED, RENDER)
 
 _MOST_PREFIXES = 50_000
 # RFC 1952 and 1951: a header without a name or a time, a last block that is empty, and what ends the file.

@@ -226,6 +226,10 @@ def test_a_privileged_reader_that_ends_is_started_again(start):
     daemon.wait_until(lambda seen: value(seen, "gpuhost_kernel_log_up") == 1, 10)
     second = [pid for pid, name in daemon.descendants().items() if name.startswith("gpuhost-privi")]
     assert len(second) == 1
+    series = daemon.series()
+    assert value(series, "gpuhost_reader_restarts_total", reader="privileged") == 1
+    assert value(series, "gpuhost_reader_restarts_total", reader="nvml") == 0
+    assert value(series, "gpuhost_reader_stuck", reader="privileged") == 0
     assert first != second
 
 

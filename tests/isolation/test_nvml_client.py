@@ -9,46 +9,15 @@ import time
 
 import pytest
 
-from gpuhost_exporter.clock import SystemClock
 from gpuhost_exporter.errors import Hung, SourceError, Transient, Unavailable
-from gpuhost_exporter.sources.launcher import Launcher, ReaderKind
-from gpuhost_exporter.sources.nvml.client import NvmlClient
-
-
-class Clock(SystemClock):
-    """Real time plus what the test lets pass."""
-
-    ahead = 0.0
-
-    def now(self):
-        return super().now() + self.ahead
-
-
-@pytest.fixture
-def make(tmp_path):
-    launcher = Launcher.start({"nvml": ReaderKind("support.mains:nvml", frozenset())})
-    steps = tmp_path / "steps"
-    made = []
-
-    def client(script="", gpus=3):
-        steps.write_text(script)
-        clock = Clock()
-        arguments = {"steps": str(steps), "gpus": gpus}
-        made.append(NvmlClient(launcher, clock, arguments, timeout=0.3, pause=60.0))
-        return made[-1], clock, steps
-
-    yield client
-    for one in made:
-        one.release(1)
-    launcher.close()
 
 
 def uuids(batch):
     return [reading.uuid for reading in batch.readings]
 
 
-def test_a_well_driver_is_ok_and_every_gpu_is(make):
-    client, _, _ = make()
+def test_a_well_driver_is_ok_and_every_gpu_is(make_nvml):
+    client, _, _ = make_nvml()
     assert client.state() == "starting"
     assert uuids(client.read("links")) == ["GPU-0", "GPU-1", "GPU-2"]
     assert client.state() == "ok"
@@ -57,8 +26,8 @@ def test_a_well_driver_is_ok_and_every_gpu_is(make):
     assert sum(client.restarts().values()) == 0
 
 
-def test_a_lost_gpu_costs_that_gpu_only_and_is_looked_for_again(make):
-    client, clock, steps = make("ok ok:GPU-0,GPU-2")
+def test_a_lost_gpu_costs_that_gpu_only_and_is_looked_for_again(make_nvml):
+    client, clock, steps = make_nvml("ok ok:GPU-0,GPU-2")
     assert uuids(client.read("links")) == ["GPU-0", "GPU-2"]
     assert client.gpu_states() == {"GPU-0": "ok", "GPU-1": "lost", "GPU-2": "ok"}
     assert [gpu.uuid for gpu in client.gpus()] == ["GPU-0", "GPU-1", "GPU-2"]
@@ -75,8 +44,8 @@ def test_a_lost_gpu_costs_that_gpu_only_and_is_looked_for_again(make):
     assert client.gpu_states()["GPU-1"] == "ok"
 
 
-def test_a_gpu_that_was_lost_before_the_start_is_known_by_its_index_until_it_is_back(make):
-    client, clock, _ = make("ok:GPU-0,GPU-2")
+def test_a_gpu_that_was_lost_before_the_start_is_known_by_its_index_until_it_is_back(make_nvml):
+    client, clock, _ = make_nvml("ok:GPU-0,GPU-2")
     opened = []
     client.on_open = lambda: opened.append(client.state())
     client.read("links")
@@ -89,8 +58,8 @@ def test_a_gpu_that_was_lost_before_the_start_is_known_by_its_index_until_it_is_
     assert opened == ["ok", "ok"]
 
 
-def test_a_call_that_never_returns_costs_its_gpu_and_the_deadline(make):
-    client, clock, steps = make("ok hang:GPU-1")
+def test_a_call_that_never_returns_costs_its_gpu_and_the_deadline(make_nvml):
+    client, clock, steps = make_nvml("ok hang:GPU-1")
     begin = time.monotonic()
     with pytest.raises(Hung, match=r"nvmlDeviceGetPowerUsage on GPU 1 \(GPU-1\)"):
         client.read("links")
@@ -111,8 +80,8 @@ def test_a_call_that_never_returns_costs_its_gpu_and_the_deadline(make):
     assert client.gpu_states()["GPU-1"] == "ok"
 
 
-def test_a_crash_gets_a_new_reader_and_a_second_one_leaves_the_gpu_out(make):
-    client, _, steps = make("ok crash:GPU-2")
+def test_a_crash_gets_a_new_reader_and_a_second_one_leaves_the_gpu_out(make_nvml):
+    client, _, steps = make_nvml("ok crash:GPU-2")
     with pytest.raises(Transient, match=r"SIGSEGV in nvmlDeviceGetPowerUsage on GPU 2 \(GPU-2\)"):
         client.read("links")
     assert client.restarts()["crashed"] == 1
@@ -132,8 +101,8 @@ def test_a_crash_gets_a_new_reader_and_a_second_one_leaves_the_gpu_out(make):
 
 
 @pytest.mark.parametrize("state", ["no_library", "no_driver", "permission", "mismatch"])
-def test_a_driver_that_is_not_there_is_a_state_and_is_tried_again_with_patience(make, state):
-    client, clock, steps = make(f"down:{state}")
+def test_a_driver_that_is_not_there_is_a_state_and_is_tried_again_with_patience(make_nvml, state):
+    client, clock, steps = make_nvml(f"down:{state}")
     with pytest.raises(Unavailable, match=f"the driver is {state}"):
         client.read("links")
     assert client.state() == state
@@ -146,8 +115,8 @@ def test_a_driver_that_is_not_there_is_a_state_and_is_tried_again_with_patience(
     assert client.state() == "ok"
 
 
-def test_an_absent_driver_is_logged_once_however_often_it_is_looked_for(make, caplog):
-    client, clock, _ = make("down:no_library down:no_library down:no_library")
+def test_an_absent_driver_is_logged_once_however_often_it_is_looked_for(make_nvml, caplog):
+    client, clock, _ = make_nvml("down:no_library down:no_library down:no_library")
     for _ in range(3):
         with pytest.raises(Unavailable):
             client.read("links")
@@ -157,8 +126,8 @@ def test_an_absent_driver_is_logged_once_however_often_it_is_looked_for(make, ca
     assert client.state() == "ok"
 
 
-def test_a_driver_upgraded_under_a_running_exporter_is_unknown_not_lost(make):
-    client, clock, _ = make("ok ok down:mismatch")
+def test_a_driver_upgraded_under_a_running_exporter_is_unknown_not_lost(make_nvml):
+    client, clock, _ = make_nvml("ok ok down:mismatch")
     client.read("links")
     with pytest.raises(Unavailable):
         client.read("links")
@@ -170,8 +139,8 @@ def test_a_driver_upgraded_under_a_running_exporter_is_unknown_not_lost(make):
     assert client.state() == "ok"
 
 
-def test_a_driver_without_gpus_is_said_so_and_looked_at_again(make):
-    client, clock, _ = make(gpus=0)
+def test_a_driver_without_gpus_is_said_so_and_looked_at_again(make_nvml):
+    client, clock, _ = make_nvml(gpus=0)
     with pytest.raises(Unavailable, match="finds no GPU"):
         client.read("links")
     assert client.state() == "no_gpus"
@@ -184,8 +153,8 @@ def exists(pid):
     return os.path.exists(f"/proc/{pid}/fd")
 
 
-def test_release_ends_the_process_that_holds_the_driver_until_resume(make):
-    client, clock, _ = make()
+def test_release_ends_the_process_that_holds_the_driver_until_resume(make_nvml):
+    client, clock, _ = make_nvml()
     client.read("links")
     (pid,) = client.pids()
     assert client.released_until() is None
@@ -207,8 +176,8 @@ def test_release_ends_the_process_that_holds_the_driver_until_resume(make):
     assert client.restarts()["released"] == 2
 
 
-def test_release_does_not_wait_for_a_hung_call(make):
-    client, _, _ = make("ok hang:GPU-0")
+def test_release_does_not_wait_for_a_hung_call(make_nvml):
+    client, _, _ = make_nvml("ok hang:GPU-0")
     client._timeout = 30.0
     errors = []
 
@@ -230,8 +199,8 @@ def test_release_does_not_wait_for_a_hung_call(make):
     assert "released" in str(errors[0])
 
 
-def test_a_gpu_that_hangs_while_being_opened_shows_as_hung_and_is_tried_again(make):
-    client, clock, steps = make("hang:index:1")
+def test_a_gpu_that_hangs_while_being_opened_shows_as_hung_and_is_tried_again(make_nvml):
+    client, clock, steps = make_nvml("hang:index:1")
     with pytest.raises(Hung, match="index:1"):
         client.read("links")
     steps.write_text("ok:GPU-0,GPU-2")
@@ -242,8 +211,8 @@ def test_a_gpu_that_hangs_while_being_opened_shows_as_hung_and_is_tried_again(ma
     assert client.unopened() == {}
 
 
-def test_looking_for_a_lost_gpu_leaves_its_siblings_up_even_when_its_opening_hangs(make):
-    client, clock, steps = make("ok ok:GPU-0,GPU-2")
+def test_looking_for_a_lost_gpu_leaves_its_siblings_up_even_when_its_opening_hangs(make_nvml):
+    client, clock, steps = make_nvml("ok ok:GPU-0,GPU-2")
     client.read("links")
     steps.write_text("hang:index:1 ok:GPU-0,GPU-2")
     clock.ahead += 61
@@ -256,8 +225,8 @@ def test_looking_for_a_lost_gpu_leaves_its_siblings_up_even_when_its_opening_han
     assert client.gpu_states() == {"GPU-0": "ok", "GPU-1": "hung", "GPU-2": "ok"}
 
 
-def test_only_the_subject_that_hung_proves_a_gpu_well_so_pauses_grow(make):
-    client, clock, steps = make("ok hang:GPU-1")
+def test_only_the_subject_that_hung_proves_a_gpu_well_so_pauses_grow(make_nvml):
+    client, clock, steps = make_nvml("ok hang:GPU-1")
     with pytest.raises(Hung):
         client.read("fabric")
     client.read("links")
@@ -271,8 +240,8 @@ def test_only_the_subject_that_hung_proves_a_gpu_well_so_pauses_grow(make):
     assert uuids(client.read("links")) == ["GPU-0", "GPU-2"], "left out for twice as long"
 
 
-def test_evidence_that_is_old_makes_no_gpu_ok(make):
-    client, clock, _ = make()
+def test_evidence_that_is_old_makes_no_gpu_ok(make_nvml):
+    client, clock, _ = make_nvml()
     client.read("links")
     clock.ahead += 29
     assert set(client.gpu_states().values()) == {"ok"}
@@ -280,8 +249,8 @@ def test_evidence_that_is_old_makes_no_gpu_ok(make):
     assert set(client.gpu_states().values()) == {"unknown"}
 
 
-def test_a_reader_that_cannot_be_killed_after_a_recheck_is_not_multiplied_either(make, monkeypatch):
-    client, clock, _ = make("ok ok:GPU-0,GPU-2")
+def test_a_reader_that_cannot_be_killed_after_a_recheck_is_not_multiplied_either(make_nvml, monkeypatch):
+    client, clock, _ = make_nvml("ok ok:GPU-0,GPU-2")
     client.read("links")
     monkeypatch.setattr(client._launcher, "exit_status", lambda pid, wait=0.0: None)
     for _ in range(3):
@@ -292,8 +261,8 @@ def test_a_reader_that_cannot_be_killed_after_a_recheck_is_not_multiplied_either
     assert client.restarts()["recheck"] == 1
 
 
-def test_without_a_launcher_nothing_is_ok_and_nothing_raises_but_read(make):
-    client, _, _ = make()
+def test_without_a_launcher_nothing_is_ok_and_nothing_raises_but_read(make_nvml):
+    client, _, _ = make_nvml()
     client.read("links")
     (pid,) = client.pids()
     os.kill(client._launcher.pid, signal.SIGKILL)
@@ -307,8 +276,8 @@ def test_without_a_launcher_nothing_is_ok_and_nothing_raises_but_read(make):
     client.release(1)
 
 
-def test_a_reader_that_the_kernel_cannot_kill_is_reported_and_not_multiplied(make, monkeypatch):
-    client, _, _ = make("ok hang:GPU-0")
+def test_a_reader_that_the_kernel_cannot_kill_is_reported_and_not_multiplied(make_nvml, monkeypatch):
+    client, _, _ = make_nvml("ok hang:GPU-0")
     spawned = []
     spawn, exit_status = client._launcher.spawn, client._launcher.exit_status
     monkeypatch.setattr(client._launcher, "spawn", lambda *a: spawned.append(1) or spawn(*a))
@@ -326,8 +295,8 @@ def test_a_reader_that_the_kernel_cannot_kill_is_reported_and_not_multiplied(mak
     assert client.stuck() == 0
 
 
-def test_events_arrive_without_being_asked_for_and_without_waiting(make):
-    client, _, _ = make("ok event")
+def test_events_arrive_without_being_asked_for_and_without_waiting(make_nvml):
+    client, _, _ = make_nvml("ok event")
     assert client.take_events() == ()
     client.read("links")
     (event,) = client.take_events()

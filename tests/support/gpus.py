@@ -46,6 +46,8 @@ class FakeNvml:
         self.broken = {}
         self.versions = Driver("580.95.05", "13.580.95.05", "13.0")
         self.asked = []
+        self.arrived = []
+        self.forgotten = set()
 
     def gpus(self):
         return self.known
@@ -73,6 +75,12 @@ class FakeNvml:
 
     def in_flight_seconds(self, now):
         return now - NOW
+
+    def forget(self, uuid):
+        self.forgotten.add(uuid)
+
+    def recheck(self, arrived=""):
+        self.arrived.append(arrived)
 
     def read(self, subject):
         self.asked.append(subject)

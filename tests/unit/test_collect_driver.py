@@ -105,3 +105,22 @@ def test_gpus_on_the_bus_are_counted_once_a_minute_whether_a_driver_has_them_or_
     (device / "class").write_text("0x030200\n")
     assert "gpus_on_bus" not in poll(collector, now=NOW + 59)
     assert poll(collector, now=NOW + 60)["gpus_on_bus"] == {(): 1}
+    assert collector.host.nvml.arrived == [], "as far as it is known it was there before"
+
+
+def on_the_bus(root, bdf):
+    device = root / "sys/bus/pci/devices" / bdf
+    device.mkdir(parents=True)
+    (device / "vendor").write_text("0x10de\n")
+    (device / "class").write_text("0x030200\n")
+
+
+def test_a_gpu_that_came_to_the_bus_unannounced_is_looked_for_once(tmp_path):
+    collector = DriverCollector(host_of(FakeNvml(gpu(0)), tmp_path))
+    on_the_bus(tmp_path, "0000:10:00.0")
+    poll(collector)
+    assert collector.host.nvml.arrived == []
+    on_the_bus(tmp_path, "0000:11:00.0")
+    for minute in range(1, 4):
+        assert poll(collector, now=NOW + 60 * minute)["gpus_on_bus"] == {(): 2}
+    assert collector.host.nvml.arrived == ["0000:11:00.0"]

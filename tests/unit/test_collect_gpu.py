@@ -199,6 +199,29 @@ def test_throttled_seconds_are_by_reason():
     assert found["gpu_throttled_seconds_total"] == {("0", "GPU-0", "power"): 12.5, ("0", "GPU-0", "thermal"): 0}
 
 
+def test_seconds_that_only_the_hardware_throttles_are_counted_between_scrapes():
+    collector = collector_of(activity(since=0, at=0, clock_event_reasons=0x4))
+    told = []
+    for at, mask in [(0, 0x4), (1, 0x88), (2, 0x88), (2, 0x88), (3, 0x4), (4, None), (5, 0x48)]:
+        collector.host.nvml.answers["activity"] = [activity(since=max(0, at - 1), at=at, clock_event_reasons=mask)]
+        told.append(poll(collector, now=at)["gpu_throttled_seconds_total"])
+    seconds = [{labels[2]: value for labels, value in series.items()} for series in told]
+    assert seconds[0] == {"hw_slowdown": 0, "hw_thermal": 0, "hw_power_brake": 0}, "born at 0"
+    assert [each["hw_power_brake"] for each in seconds] == [0, 1, 2, 2, 2, 2, 2]
+    assert [each["hw_slowdown"] for each in seconds] == [0, 1, 2, 2, 2, 2, 3]
+    assert [each["hw_thermal"] for each in seconds] == [0, 0, 0, 0, 0, 0, 1]
+
+
+def test_what_the_gpu_counts_itself_is_not_counted_here_too():
+    masked = activity(since=0, at=1, clock_event_reasons=0x4 | 0x20, throttled_seconds=(("thermal", 7.0),))
+    found = poll(collector_of(masked), now=1)["gpu_throttled_seconds_total"]
+    assert {labels[2]: value for labels, value in found.items() if value} == {"thermal": 7.0}
+
+
+def test_throttling_of_a_gpu_that_does_not_tell_its_reasons_is_not_said_to_be_none():
+    assert "gpu_throttled_seconds_total" not in poll(collector_of(activity()))
+
+
 def test_clock_limits_are_the_gpus_own():
     device = gpu(sm_clock_max_hertz=1.98e9, memory_clock_max_hertz=2.619e9)
     found = poll(collector_of(activity(), gpus=(device,)))

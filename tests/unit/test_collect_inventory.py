@@ -159,6 +159,20 @@ def test_a_link_once_active_is_missing_when_it_is_down_after_a_restart(site):
     assert missing(found, "links") == ["GPU-0/17"]
 
 
+def test_a_link_that_is_not_read_is_not_missing_and_one_that_is_down_is(site):
+    site.post("links", links(0, 3, 4, 5), links(1, 3))
+    assert site.poll()["inventory_present"]["links",] == 4
+    slots = tuple(
+        reading(Link, index=number, active={4: None, 5: False, 9: None}.get(number, True)) for number in (3, 4, 5, 9)
+    )
+    site.post("links", Links("GPU-0", NOW, slots), links(1, 3))
+    found = site.poll()
+    assert missing(found, "links") == ["GPU-0/5"]
+    assert found["inventory_present"]["links",] == 3
+    assert found["inventory_expected"]["links",] == 4
+    assert found["inventory_readable"]["links",] == 1
+
+
 def test_links_of_a_gpu_that_does_not_answer_are_not_listed_one_by_one(site):
     site.post("links", links(0, *range(18)), links(1, *range(18)))
     site.poll()
@@ -322,6 +336,28 @@ def test_forgetting_a_gpu_forgets_its_links_and_nothing_else(site):
     assert learned(data, "links").most == 2
     assert "GPU-1" not in learned(data, "gpus").devices
     assert learned(data, "gpus").most == 7
+
+
+def test_a_gpu_forgotten_by_command_is_forgotten_by_the_running_exporter(site):
+    site.poll()
+    site.nvml.states["GPU-3"] = "missing"
+    assert missing(site.poll(), "gpus") == ["GPU-3"]
+    assert site.nvml.forgotten == set(), "missing is not forgotten"
+    assert forget(State(site.folder), "GPU-3")
+    site.poll()
+    assert missing(site.poll(), "gpus") == []
+    assert site.nvml.forgotten == {"GPU-3"}
+
+
+def test_a_state_that_was_lost_forgets_no_gpu(site, tmp_path):
+    site.poll()
+    site.nvml.states["GPU-3"] = "missing"
+    site.poll()
+    (tmp_path / "inventory.json").write_text("torn")
+    for _ in range(3):
+        site.poll()
+    assert "GPU-3" not in learned(site.host.state.load("inventory"), "gpus").devices, "learned anew"
+    assert site.nvml.forgotten == set()
 
 
 def test_forgetting_what_is_not_known_changes_nothing(tmp_path):

@@ -12,7 +12,7 @@ from gpuhost_exporter.collectors.fabric import FabricCollector
 from gpuhost_exporter.collectors.nvlink import NvlinkCollector
 from gpuhost_exporter.config import CollectorSettings
 from gpuhost_exporter.errors import Unavailable
-from gpuhost_exporter.sources.nvml.readings import Batch, Fabric, Health, Link, Links, Peer
+from gpuhost_exporter.sources.nvml.readings import Activity, Batch, Fabric, Health, Link, Links, Peer
 
 BRIDGED = "NVIDIA H100 NVL"
 
@@ -203,6 +203,43 @@ def test_what_a_fallback_costs_follows_from_the_pcie_link_found(generation, widt
 
 
 @pytest.mark.parametrize(
+    ("told", "slowdown"),
+    [
+        ({"graphics_ratio": 0.9}, 28.6),
+        ({"utilization_ratio": 0.9}, 28.6),
+        ({"graphics_ratio": 0.0, "utilization_ratio": 0.9}, 7.14),
+        ({"graphics_ratio": 0.5}, 7.14),
+        ({}, 7.14),
+    ],
+    ids=["under load", "without GPM", "GPM wins", "idle", "not told"],
+)
+def test_a_link_that_trained_low_costs_more_and_only_load_shows_that(told, slowdown):
+    health = [
+        reading(Health, uuid=f"GPU-{index}", at=NOW, pcie_generation=3, pcie_generation_max=5, pcie_width=16)
+        for index in (0, 1)
+    ]
+    collector = collector_of(health=health)
+    assert of(poll(collector), "nvlink_fallback_slowdown") == pytest.approx(7.14, rel=0.01)
+    activity = reading(Activity, uuid="GPU-0", at=NOW, since=NOW - 1, gpm="ok", **told)
+    collector.host.board.post("activity", (activity,), until=math.inf)
+    found = poll(collector)
+    assert of(found, "nvlink_fallback_slowdown") == pytest.approx(slowdown, rel=0.01)
+    assert of(found, "nvlink_fallback_slowdown", index=1) == pytest.approx(7.14, rel=0.01)
+
+
+def test_the_generation_that_an_idle_link_had_is_not_taken_for_its_generation_under_load():
+    idle = reading(Health, uuid="GPU-0", at=NOW - 1, pcie_generation=1, pcie_generation_max=5, pcie_width=16)
+    collector = collector_of(health=[idle])
+    for second, slowdown in [(0, 7.14), (5, 7.14), (10, 14.3)]:
+        if second == 10:
+            loaded = replace(idle, at=NOW + 9, pcie_generation=4)
+            collector.host.board.post("health", (loaded,), until=math.inf)
+        told = reading(Activity, uuid="GPU-0", at=NOW + second, since=NOW, gpm="ok", graphics_ratio=0.9)
+        collector.host.board.post("activity", (told,), until=math.inf)
+        assert of(poll(collector), "nvlink_fallback_slowdown") == pytest.approx(slowdown, rel=0.01)
+
+
+@pytest.mark.parametrize(
     ("name", "version", "count", "targets", "capacity", "expected"),
     [
         ("NVIDIA X1", "4.0", 18, None, 900e9, 18),
@@ -231,7 +268,8 @@ def test_an_unknown_product_is_held_to_the_most_links_of_its_like():
 
 
 def test_a_product_with_nvlink_that_reports_none_has_none_of_its_links():
-    found = poll(collector_of(told=[links(1)], around=(*READY[:2], peer(0, 1, "disabled"), peer(1, 0, "disabled"))))
+    told = [Links("GPU-0", NOW, ()), links(1)]
+    found = poll(collector_of(told=told, around=(*READY[:2], peer(0, 1, "disabled"), peer(1, 0, "disabled"))))
     assert of(found, "nvlink_links_active") == 0
     assert of(found, "nvlink_links_expected") == 18
     assert of(found, "nvlink_capacity_bytes_per_second") == 0
@@ -240,7 +278,31 @@ def test_a_product_with_nvlink_that_reports_none_has_none_of_its_links():
 
 
 def test_a_product_without_nvlink_has_no_series():
-    assert poll(collector_of(gpu(0, "NVIDIA L40S"), told=[])) == {}
+    assert poll(collector_of(gpu(0, "NVIDIA L40S"), told=[Links("GPU-0", NOW, ())])) == {}
+
+
+def test_a_product_whose_links_could_not_be_counted_is_not_said_to_have_none():
+    found = poll(collector_of(told=[links(1)], around=READY))
+    assert uuids(found) == {"GPU-1"}
+    assert of(found, "nvlink_links_active", index=1) == 18
+
+
+def test_with_a_link_unread_its_gpus_capacity_is_not_known_and_the_others_is():
+    unread = Links("GPU-0", NOW, (*links(0).links[:17], link(17, active=None, rate_bytes_per_second=26.562e9)))
+    collector = collector_of(around=READY)
+    poll(collector)
+    collector.host.nvml.answers["links"] = [unread, links(1)]
+    found = poll(collector)
+    for name in ("links_active", "capacity_bytes_per_second", "usable_bytes_per_second"):
+        assert of(found, f"nvlink_{name}") is None, name
+    assert of(found, "nvlink_up", "17") is None
+    assert of(found, "nvlink_up", "16") == 1
+    assert of(found, "nvlink_links_expected") == 18
+    assert of(found, "nvlink_fallback_peers") == 0
+    assert ("0", "GPU-0", "17", "4.0", "switch", "", "26562000000") in found["nvlink_info"]
+    assert of(found, "nvlink_usable_bytes_per_second", index=1) == 900e9
+    collector.host.nvml.answers["links"] = [links(0), links(1)]
+    assert of(poll(collector), "nvlink_capacity_bytes_per_second") == 900e9
 
 
 def test_bytes_by_link_and_direction():

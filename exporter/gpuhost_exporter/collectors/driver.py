@@ -104,20 +104,24 @@ class DriverCollector(Collector):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self._on_bus: int | None = None
+        self._on_bus: tuple[str, ...] | None = None
         self._counted_at = float("-inf")
         self._facts: tuple[object, ...] = ()
         self._told: tuple[Sample, ...] = ()
 
     def poll(self, now: float) -> Iterator[Sample]:
+        nvml = self.host.nvml
         if now - self._counted_at >= _BUS_SECONDS:
             self._counted_at = now
-            self._on_bus = self._count()
-        nvml = self.host.nvml
+            before, self._on_bus = self._on_bus, self._look()
+            # Where the kernel's announcements do not reach, as in some containers.
+            for bdf in set(self._on_bus or ()) - set(before or ()) if before is not None else ():
+                nvml.recheck(bdf)
         gpus = nvml.gpus()
         self.post("gpus", gpus)
         states, unopened, restarts = nvml.gpu_states(), nvml.unopened(), nvml.restarts()
-        facts = (self._on_bus, gpus, states, unopened, nvml.driver(), nvml.state(), restarts, nvml.stuck())
+        on_bus = None if self._on_bus is None else len(self._on_bus)
+        facts = (on_bus, gpus, states, unopened, nvml.driver(), nvml.state(), restarts, nvml.stuck())
         if facts != self._facts:
             self._facts, self._told = facts, tuple(self._samples(*facts))
         yield from self._told
@@ -165,7 +169,7 @@ class DriverCollector(Collector):
             yield READER_RESTARTS(reason, value=count)
         yield READER_STUCK(value=stuck)
 
-    def _count(self) -> int | None:
+    def _look(self) -> tuple[str, ...] | None:
         with self.guard("PCI bus"), suppress(Absent):  # a machine without PCI is none that fails
-            return len(gpus_on_bus(self.host.root))
+            return gpus_on_bus(self.host.root)
         return None

@@ -107,8 +107,10 @@ TEMPERATURE_MARGIN = gpu_gauge(
 )
 THROTTLED = gpu_counter(
     "gpuhost_gpu_throttled_seconds_total",
-    "Seconds for which clocks were held down, by reason, since the driver was loaded. Reason power at full load is "
-    "normal; thermal, board_limit and reliability are not.",
+    "Seconds for which clocks were held down, by reason, as the GPU counts them since the driver was loaded. Reason "
+    "power at full load is normal; thermal, board_limit and reliability are not. For hw_thermal, hw_power_brake and "
+    "hw_slowdown, which holds with either, the GPU has no counter: these are sampled once a second (every 15 s without "
+    "a process) and counted since the exporter started. Good is no increase.",
     "reason",
 )
 THROTTLE_ACTIVE = gpu_gauge(
@@ -174,6 +176,8 @@ _DIRECTED = (
     (PCIE_RATE, "tx", "pcie_tx_bytes_per_second"),
 )
 _PCIE_COUNTERS = (("rx", "pcie_rx_bytes"), ("tx", "pcie_tx_bytes"))
+# Of these the GPU itself counts no seconds.
+_SAMPLED = (("hw_slowdown", 0x8), ("hw_thermal", 0x40), ("hw_power_brake", 0x80))
 # NVML's bits; 0x4, the power cap, is normal at full load.
 _ACTIONABLE = (("hw_slowdown", 0x8), ("sw_thermal", 0x20), ("hw_thermal", 0x40), ("hw_power_brake", 0x80))
 
@@ -256,6 +260,7 @@ class GpuCollector(NvmlCollector):
         super().__init__(host)
         self._memory_bytes: dict[str, Integral] = {}
         self._pcie_bytes: dict[tuple[str, str], Advance] = {}
+        self._throttled: dict[tuple[str, str], Integral] = {}
 
     def poll(self, now: float) -> Iterator[Sample]:
         activities = tuple(self.of_gpus(self.ask(), Activity))
@@ -271,6 +276,7 @@ class GpuCollector(NvmlCollector):
             yield from told(_CLOCK_LIMITS, gpu_labels(gpu), gpu)
             yield from self._memory_bandwidth(gpu, activity)
             yield from self._labelled(gpu, activity)
+            yield from self._throttling(gpu, activity)
             yield from self._pcie(gpu, activity)
             yield from self._processes(gpu, activity)
             yield AGE(*gpu_labels(gpu), value=max(0.0, now - activity.at))
@@ -315,8 +321,18 @@ class GpuCollector(NvmlCollector):
             traffic = getattr(activity, field)
             if traffic is not None:
                 yield spec(*labels, direction, value=traffic)
+
+    def _throttling(self, gpu: Gpu, activity: Activity) -> Iterator[Sample]:
+        labels = gpu_labels(gpu)
         for reason, seconds in activity.throttled_seconds:
             yield THROTTLED(*labels, reason, value=seconds)
+        for reason, bit in _SAMPLED:
+            key = (gpu.uuid, reason)
+            if activity.clock_event_reasons is not None:
+                counted = self._throttled.setdefault(key, Integral())
+                counted.add(float(bool(activity.clock_event_reasons & bit)), activity.since, activity.at)
+            if key in self._throttled:
+                yield THROTTLED(*labels, reason, value=self._throttled[key].total)
         if activity.clock_event_reasons is not None:
             for reason, bit in _ACTIONABLE:
                 yield THROTTLE_ACTIVE(*labels, reason, value=float(bool(activity.clock_event_reasons & bit)))

@@ -15,6 +15,7 @@ from typing import Any
 from gpuhost_exporter.board import Listed
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.errors import ConfigError
+from gpuhost_exporter.host import Host
 from gpuhost_exporter.sources.nvml.readings import Links
 from gpuhost_exporter.sources.state import Data, State
 from gpuhost_exporter.specs import Sample, gauge
@@ -130,14 +131,19 @@ class InventoryCollector(Collector):
     interval = 15.0
     specs = (GPUS_EXPECTED, EXPECTED, PRESENT, MISSING, READABLE, STATE_WRITABLE)
 
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._gpus_learned: frozenset[str] = frozenset()  # since the exporter started
+
     def poll(self, now: float) -> Iterator[Sample]:
         state = self.host.state
         state.retry()
         links = self._links(now)
         data = state.load(STATE_NAME)
+        self._forget_gpus(data)
         found = {
             "gpus": _found(self._gpus()),
-            "links": _found(None if links is None else {link: {} for reading in links for link in _active(reading)}),
+            "links": None if links is None else _found_links(links, learned(data, "links").devices),
             **{kind: self._listed(kind, learned(data, kind), now) for kind in ("drives", "arrays", "ports")},
         }
         # The links of a GPU that does not answer are told by the GPU.
@@ -155,6 +161,16 @@ class InventoryCollector(Collector):
                 missing = tuple(sample.labels[1] for sample in samples if sample.spec is MISSING)
                 self.post("missing arrays", missing)
         yield STATE_WRITABLE(value=float(state.writable))
+
+    def _forget_gpus(self, data: Data) -> None:
+        """What was learned and is no longer in the state was forgotten by command: a missing GPU is told no more.
+        A state without any GPUs is a new one, and says nothing."""
+        known = frozenset(learned(data, "gpus").devices)
+        if "gpus" in data:
+            for uuid in self._gpus_learned - known:
+                self.host.nvml.forget(uuid)
+            known |= self._gpus_learned
+        self._gpus_learned = known
 
     def _judge(self, kind: str, found: Found | None, known: Learned) -> Iterator[Sample]:
         configured = self.host.settings.inventory.get(kind)
@@ -221,8 +237,11 @@ def _expected(configured: int | tuple[str, ...] | None, known: Learned) -> int:
     return configured if isinstance(configured, int) else len(configured)
 
 
-def _active(links: Links) -> Iterator[str]:
-    return (f"{links.uuid}/{link.index}" for link in links.links if link.active)
+def _found_links(readings: list[Links], known: Devices) -> Found:
+    """A link that was not read may be up or down: one that was ever up is taken to be there."""
+    states = {f"{links.uuid}/{link.index}": link.active for links in readings for link in links.links}
+    unread = {name: known[name] for name, active in states.items() if active is None and name in known}
+    return Found({name: {} for name, active in states.items() if active}, unread, len(unread))
 
 
 def _is_called(name: str, key: str, device: Device) -> bool:

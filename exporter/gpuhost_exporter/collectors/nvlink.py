@@ -12,14 +12,20 @@ from dataclasses import dataclass
 
 from gpuhost_exporter.collectors.per_gpu import NvmlCollector, R, gpu_counter, gpu_gauge, gpu_info, gpu_labels
 from gpuhost_exporter.host import Host
-from gpuhost_exporter.sources.nvml.readings import Fabric, Gpu, Health, Link, Links, Peer
+from gpuhost_exporter.sources.nvml.readings import Activity, Fabric, Gpu, Health, Link, Links, Peer
 from gpuhost_exporter.sources.pci import bytes_per_second
 from gpuhost_exporter.specs import Sample
 
-UP = gpu_gauge("gpuhost_nvlink_up", "Whether the link is active. Good is 1 on every link.", "link")
+UP = gpu_gauge(
+    "gpuhost_nvlink_up",
+    "Whether the link is active. Good is 1 on every link. Absent while that cannot be read. Links of a GPU that "
+    "nothing uses are read every 15 s only, so that the exporter does not keep it awake.",
+    "link",
+)
 BYTES = gpu_counter(
     "gpuhost_nvlink_bytes_total",
-    "Payload bytes over the link since the driver was loaded; tx leaves the GPU.",
+    "Payload bytes over the link since the driver was loaded; tx leaves the GPU. Up to 15 s old on a GPU that nothing "
+    "uses.",
     "link",
     "direction",
 )
@@ -33,7 +39,7 @@ LINK_ERRORS = gpu_counter(
 ERRORS = gpu_counter(
     "gpuhost_gpu_nvlink_errors_total",
     "Errors on all NVLinks of the GPU by type: replay, recovery, crc or ecc, as far as the architecture really counts "
-    "them. Good is no increase; recoveries cost bandwidth.",
+    "them. Good is no increase; recoveries cost bandwidth. What takes a call a link, as ecc does, is asked every 15 s.",
     "type",
 )
 LINK_INFO = gpu_info(
@@ -46,7 +52,10 @@ LINK_INFO = gpu_info(
     "remote_bdf",
     "rate_bytes_per_second",
 )
-ACTIVE = gpu_gauge("gpuhost_nvlink_links_active", "NVLinks that are active. Good is gpuhost_nvlink_links_expected.")
+ACTIVE = gpu_gauge(
+    "gpuhost_nvlink_links_active",
+    "NVLinks that are active. Good is gpuhost_nvlink_links_expected. Absent while a link of the GPU cannot be read.",
+)
 EXPECTED = gpu_gauge(
     "gpuhost_nvlink_links_expected",
     "NVLinks that should be active: by the site's or the product's NVLink bandwidth, else the most seen on any GPU of "
@@ -55,12 +64,12 @@ EXPECTED = gpu_gauge(
 CAPACITY = gpu_gauge(
     "gpuhost_nvlink_capacity_bytes_per_second",
     "Nominal NVLink bandwidth, both directions: active links times payload rate times 2. 900e9 on an H100 SXM, 850e9 "
-    "with one of 18 links down.",
+    "with one of 18 links down. Absent while a link of the GPU cannot be read.",
 )
 USABLE = gpu_gauge(
     "gpuhost_nvlink_usable_bytes_per_second",
     "NVLink bandwidth that a program can have, both directions: the nominal one, but 0 unless the fabric is ready and "
-    "every peer is reachable over NVLink. Absent while that is not known, and on GPUs in MIG mode.",
+    "every peer is reachable over NVLink. Absent while that or a link's state is not known, and on GPUs in MIG mode.",
 )
 PAIR_FALLBACK = gpu_gauge(
     "gpuhost_nvlink_pair_fallback",
@@ -75,11 +84,12 @@ FALLBACK_PEERS = gpu_gauge(
 SLOWDOWN = gpu_gauge(
     "gpuhost_nvlink_fallback_slowdown",
     "How many times less bandwidth a pair has that falls back to PCIe: full NVLink bandwidth over that of the PCIe "
-    "link, both directions, at the generation the link can do and the width found.",
+    "link, both directions, at the width found and the generation found under load, else the one the link can do.",
 )
 
 # Payload of one link in one direction, by major version, for products that are not in the table.
 _RATES = {"2": 25e9, "3": 25e9, "4": 25e9, "5": 50e9}
+_LOADED = 0.5  # utilization above which the PCIe link runs at the generation that it trained to
 # Before Hopper GPUs do not register with the fabric: whether peers are reachable says it all.
 _WITHOUT_REGISTRATION = ("volta", "turing", "ampere")
 
@@ -124,32 +134,32 @@ class NvlinkCollector(NvmlCollector):
         super().__init__(host)
         self._most: dict[str, int] = {}
         self._remotes: defaultdict[str, set[str]] = defaultdict(set)
+        self._loaded: dict[str, float] = {}  # since when each GPU that is under load is
         self._errors: defaultdict[str, dict[tuple[int, str], int]] = defaultdict(dict)
 
     def poll(self, now: float) -> Iterator[Sample]:
-        found = list(self.of_gpus(self.ask(), Links))
-        found += self._without_nvlink(now, {gpu.uuid for gpu, _ in found})
+        # A GPU that says it has no NVLink, though it should, has none of its links.
+        found = [
+            (gpu, links)
+            for gpu, links in self.of_gpus(self.ask(), Links)
+            if links.links or self.host.targets.nvlink_bandwidth(gpu.name)
+        ]
         for gpu, links in found:
             self._learn(gpu, links)
         linked = [gpu for gpu, links in found if self._expected(gpu, self._rate(gpu, links))]
         fabrics = {fabric.uuid: fabric for fabric in self._posted("fabric", Fabric, now)}
         peers = {(peer.uuid, peer.peer_uuid): peer.nvlink for peer in self._posted("fabric", Peer, now)}
         health = {reading.uuid: reading for reading in self._posted("health", Health, now)}
+        loads = {reading.uuid: reading for reading in self._posted("activity", Activity, now) if _loaded(reading)}
+        self._loaded = {uuid: self._loaded.get(uuid, reading.at) for uuid, reading in loads.items()}
         for gpu, links in found:
             for link in links.links:
                 yield from _link(gpu, link)
             yield from self._error_counts(gpu)
             partitioned = {uuid for uuid, reading in health.items() if reading.mig_enabled}
             reach = self._reach(gpu, [peer for peer in linked if peer.uuid not in partitioned], fabrics, peers)
-            yield from self._capacity(gpu, links, None if gpu.uuid in partitioned else reach, health.get(gpu.uuid))
-
-    def _without_nvlink(self, now: float, answered: set[str]) -> Iterator[tuple[Gpu, Links]]:
-        """GPUs that say they have no NVLink though they should: none of their links is there."""
-        states = self.host.nvml.gpu_states()
-        for gpu in self.host.nvml.gpus():
-            silent = gpu.uuid not in answered and gpu.link_count is None and states.get(gpu.uuid) == "ok"
-            if silent and self.host.targets.nvlink_bandwidth(gpu.name):
-                yield gpu, Links(gpu.uuid, now, ())
+            pcie = _pcie_bytes_per_second(health.get(gpu.uuid), self._loaded.get(gpu.uuid))
+            yield from self._capacity(gpu, links, None if gpu.uuid in partitioned else reach, pcie)
 
     def _posted(self, subject: str, kind: type[R], now: float) -> Iterator[R]:
         """What another collector read; what it reads no more counts as not told."""
@@ -158,7 +168,8 @@ class NvlinkCollector(NvmlCollector):
 
     def _learn(self, gpu: Gpu, links: Links) -> None:
         """Remember what a link that goes down, or one that is not read this time, no longer tells."""
-        self._most[gpu.name] = max(self._most.get(gpu.name, 0), sum(link.active for link in links.links))
+        active = sum(link.active is True for link in links.links)
+        self._most[gpu.name] = max(self._most.get(gpu.name, 0), active)
         for link in links.links:
             if link.remote == "gpu" and link.remote_bdf:
                 self._remotes[gpu.uuid].add(link.remote_bdf)
@@ -192,18 +203,19 @@ class NvlinkCollector(NvmlCollector):
             any(verdict in (None, "unknown") for _, verdict in verdicts),
         )
 
-    def _capacity(self, gpu: Gpu, links: Links, reach: _Reach | None, health: Health | None) -> Iterator[Sample]:
+    def _capacity(self, gpu: Gpu, links: Links, reach: _Reach | None, pcie: float | None) -> Iterator[Sample]:
         labels = gpu_labels(gpu)
-        active = sum(link.active for link in links.links)
+        active = _active(links)
         rate = self._rate(gpu, links)
         expected = self._expected(gpu, rate)
-        yield ACTIVE(*labels, value=active)
+        if active is not None:
+            yield ACTIVE(*labels, value=active)
         yield EXPECTED(*labels, value=expected)
         if rate is not None:
-            yield CAPACITY(*labels, value=active * rate * 2)
-            if reach and reach.usable is not None:
-                yield USABLE(*labels, value=active * rate * 2 if reach.usable else 0.0)
-            pcie = _pcie_bytes_per_second(health)
+            if active is not None:
+                yield CAPACITY(*labels, value=active * rate * 2)
+                if reach and reach.usable is not None:
+                    yield USABLE(*labels, value=active * rate * 2 if reach.usable else 0.0)
             if pcie and expected:
                 yield SLOWDOWN(*labels, value=expected * rate / pcie)
         if reach and (reach.fallen_back or not reach.untold):
@@ -224,9 +236,16 @@ class NvlinkCollector(NvmlCollector):
         return rates.pop() if len(rates) == 1 else None
 
 
+def _active(links: Links) -> int | None:
+    """How many links are active; None while one is not read, for it may be either."""
+    states = [link.active for link in links.links]
+    return None if None in states else sum(map(bool, states))
+
+
 def _link(gpu: Gpu, link: Link) -> Iterator[Sample]:
     labels = (*gpu_labels(gpu), str(link.index))
-    yield UP(*labels, value=link.active)
+    if link.active is not None:
+        yield UP(*labels, value=link.active)
     if link.rx_bytes is not None:
         yield BYTES(*labels, "rx", value=link.rx_bytes)
     if link.tx_bytes is not None:
@@ -246,8 +265,17 @@ def _ready(gpu: Gpu, fabric: Fabric | None) -> bool | None:
     return None if fabric.status_code is None else fabric.status_code == 0
 
 
-def _pcie_bytes_per_second(health: Health | None) -> float | None:
-    """One direction. The generation is the highest that the link can do: an idle one runs at a lower one."""
-    if health is None or health.pcie_generation_max is None or health.pcie_width is None:
+def _loaded(activity: Activity) -> bool:
+    told = activity.utilization_ratio if activity.graphics_ratio is None else activity.graphics_ratio
+    return told is not None and told > _LOADED
+
+
+def _pcie_bytes_per_second(health: Health | None, loaded: float | None) -> float | None:
+    """One direction. An idle link runs at a lower generation than it can: only one that was read under load, here
+    since `loaded`, shows what it does."""
+    if health is None or health.pcie_width is None:
         return None
-    return bytes_per_second(health.pcie_generation_max, health.pcie_width)
+    generation = health.pcie_generation if loaded is not None and health.at >= loaded else None
+    if generation is None:
+        generation = health.pcie_generation_max
+    return None if generation is None else bytes_per_second(generation, health.pcie_width)

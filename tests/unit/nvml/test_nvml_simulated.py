@@ -10,7 +10,7 @@ from gpuhost_exporter.sources.nvml.reader import Reader
 
 HOSTS = {
     "h100x8": {"activity": 8, "links": 8, "health": 8, "fabric": 8 + 56, "mig": 0},
-    "l40s": {"activity": 4, "links": 0, "health": 4},
+    "l40s": {"activity": 4, "links": 4, "health": 4},
     "vm": {"activity": 8, "links": 8, "health": 8},
     "oldkernel": {"activity": 8, "links": 8, "health": 8, "mig": 0},
 }

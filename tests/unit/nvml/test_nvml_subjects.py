@@ -1,4 +1,4 @@
-"""Health, links, fabric and peers."""
+"""Health, fabric and peers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuhost_exporter.sources.nvml.fabric import findings
-from gpuhost_exporter.sources.nvml.links import sysfs_bdf
 from gpuhost_exporter.sources.nvml.reader import Reader
 from gpuhost_exporter.sources.nvml.readings import Fabric, Peer
 
@@ -130,134 +129,6 @@ def test_the_call_that_blocks_for_20_ms_is_never_made(nv, reader, clock):
     for subject in ("activity", "health", "links", "fabric", "mig"):
         reader.read(subject, frozenset())
     assert nv.called["nvmlDeviceGetPcieThroughput"] == 0
-
-
-# Links
-
-
-def test_a_hopper_link_counts_by_the_data_link_fields(reader):
-    links = read(reader, "links").links
-    assert [link.index for link in links] == list(range(18))
-    link = links[3]
-    assert (link.active, link.version, link.remote, link.remote_bdf) == (True, "4.0", "switch", "0000:07:00.0")
-    assert link.rate_bytes_per_second == 26.562e9
-    assert (link.tx_bytes, link.rx_bytes) == (13 * 1024, 23 * 1024)
-    assert link.errors == (("replay", 3), ("recovery", 0), ("crc", 1), ("ecc", 403))
-
-
-def test_counters_that_lie_on_hopper_are_never_asked(nv, reader):
-    reader.read("links", frozenset())
-    reader.read("activity", frozenset())
-    asked = {field for name, arguments in nv.log if name == "nvmlDeviceGetFieldValues" for field, _ in arguments[1]}
-    assert asked.isdisjoint({*range(32, 60), *range(96, 120), *range(148, 161), *range(201, 223), *range(251, 274)})
-
-
-def test_an_older_driver_gives_link_errors_by_the_getter(nv, clock):
-    for gpu in nv.gpus:
-        gpu.fields = {key: value for key, value in gpu.fields.items() if key[0] not in (161, 162, 163)}
-    link = read(opened(nv, clock), "links").links[3]
-    assert link.errors == (("replay", 3), ("recovery", 103), ("crc", 203), ("ecc", 403))
-
-
-def test_a_blackwell_link_has_other_counters(nv, clock):
-    gpu = nv.gpus[0]
-    gpu.answers |= {"nvmlDeviceGetArchitecture": 10, "nvmlDeviceGetNvLinkVersion": 7}
-    gpu.answers["nvmlDeviceGetNvLinkErrorCounter"] = pynvml.NVMLError(3)
-    for link in range(18):
-        gpu.fields |= {(202, link): 1000 + link, (204, link): 2000 + link, (215, link): link}
-        gpu.fields[161, link] = 99
-    link = read(opened(nv, clock), "links").links[3]
-    assert (link.version, link.tx_bytes, link.rx_bytes) == ("5.0", 1003, 2003)
-    assert link.errors == (("recovery", 3),)
-
-
-def test_a_dead_link_has_no_rate_no_bytes_and_no_errors(nv, clock):
-    nv.gpus[0].answers["nvmlDeviceGetNvLinkState"] = lambda link: int(link != 5)
-    nv.gpus[0].fields[164, 5] = 0
-    links = read(opened(nv, clock), "links").links
-    assert (links[5].active, links[5].rate_bytes_per_second) == (False, None)
-    assert (links[5].tx_bytes, links[5].rx_bytes, links[5].errors) == (None, None, ())
-    assert [link.index for link in links if link.active] == [link for link in range(18) if link != 5]
-
-
-def test_a_link_that_comes_back_tells_what_it_refused_while_down(nv, reader):
-    nv.gpus[0].answers["nvmlDeviceGetNvLinkState"] = lambda link: int(link != 5)
-    nv.gpus[0].answers["nvmlDeviceGetNvLinkVersion"] = lambda link: 6 if link != 5 else pynvml.NVMLError(3)
-    down = read(reader, "links").links[5]
-    assert (down.version, down.rate_bytes_per_second) == (None, None)
-    nv.gpus[0].answers |= {"nvmlDeviceGetNvLinkState": 1, "nvmlDeviceGetNvLinkVersion": 6}
-    up = read(reader, "links").links[5]
-    assert (up.version, up.rate_bytes_per_second, up.tx_bytes) == ("4.0", 26.562e9, 15 * 1024)
-
-
-@pytest.mark.parametrize(("number", "version"), [(4, "3.0"), (5, "3.1"), (6, "4.0"), (7, "5.0"), (99, None)])
-def test_the_version_is_an_enumeration_not_a_number(nv, reader, number, version):
-    nv.gpus[0].answers["nvmlDeviceGetNvLinkVersion"] = number
-    assert {link.version for link in read(reader, "links").links} == {version}
-
-
-def test_what_does_not_change_is_asked_once(nv, reader):
-    for _ in range(5):
-        reader.read("links", frozenset())
-    for call in ("Version", "RemoteDeviceType", "RemotePciInfo"):
-        assert nv.called[f"nvmlDeviceGetNvLink{call}"] == 2 * 18
-
-
-def test_what_was_denied_when_the_links_were_made_out_stays_denied(nv, reader, clock):
-    nv.gpus[0].answers["nvmlDeviceGetNvLinkRemotePciInfo"] = pynvml.NVMLError(4)
-    for _ in range(3):
-        clock.seconds += 5
-        faults = reader.read("links", frozenset()).faults
-        assert [(fault.uuid, fault.call, fault.code) for fault in faults] == [
-            ("GPU-0", "nvmlDeviceGetNvLinkRemotePciInfo", 4)
-        ]
-
-
-def test_an_address_that_is_no_text_costs_itself_and_stays_a_fault(nv, reader, clock, undecodable):
-    nv.gpus[0].answers["nvmlDeviceGetNvLinkRemotePciInfo"] = undecodable
-    for _ in range(3):
-        clock.seconds += 5
-        batch = reader.read("links", frozenset())
-        first, second = batch.readings
-        assert {(link.active, link.remote, link.remote_bdf) for link in first.links} == {(True, "switch", None)}
-        assert {link.remote_bdf for link in second.links} == {"0000:07:00.0"}
-        assert [(fault.uuid, fault.call, fault.kind) for fault in batch.faults] == [
-            ("GPU-0", "nvmlDeviceGetNvLinkRemotePciInfo", "malformed")
-        ]
-
-
-def test_the_links_are_counted_by_state_where_the_field_is_missing(nv, clock):
-    del nv.gpus[0].fields[91, 0]
-    nv.gpus[0].answers["nvmlDeviceGetNvLinkState"] = lambda link: 1 if link < 12 else pynvml.NVMLError(2)
-    reader = opened(nv, clock)
-    assert len(read(reader, "links").links) == 12
-
-
-def test_a_gpu_without_nvlink_has_no_links_and_no_fault(nv, clock):
-    nv.gpus[0].fields = {}
-    nv.gpus[0].answers["nvmlDeviceGetNvLinkState"] = pynvml.NVMLError(3)
-    batch = opened(nv, clock).read("links", frozenset())
-    assert ([reading.uuid for reading in batch.readings], batch.faults) == (["GPU-1"], ())
-
-
-BUS_IDS = [
-    ("00000000:65:00.0", "0000:65:00.0"),
-    ("00010000:E1:1F.7", "10000:e1:1f.7"),
-    ("0000:1A:00.0", "0000:1a:00.0"),
-    ("FFFFFFFF:FF:FF.0", None),
-    ("", None),
-    (None, None),
-]
-
-
-@pytest.mark.parametrize(("bus_id", "bdf"), BUS_IDS)
-def test_bus_ids_become_sysfs_names(bus_id, bdf):
-    assert sysfs_bdf(bus_id) == bdf
-
-
-@given(st.text())
-def test_any_text_is_a_bus_id_or_none(text):
-    assert sysfs_bdf(text) is None or ":" in text
 
 
 # Fabric and peers

@@ -80,6 +80,11 @@ class Activities:
             raise
         yield gpu.last
 
+    def idle(self, uuid: str) -> bool:
+        """Whether the GPU is known to do nothing for nobody. It may have been given work since it was last read."""
+        gpu = self._gpus.get(uuid)
+        return gpu is not None and gpu.last is not None and not _in_use(gpu, gpu.last)
+
     def close(self) -> None:
         for uuid, gpu in self._gpus.items():
             gpu.pair.free(self._calls, uuid)
@@ -88,7 +93,7 @@ class Activities:
     def _due(self, probe: Probe, gpu: _Gpu, last: Activity, now: float) -> bool:
         if now - last.at < SHORTEST_SECONDS:
             return False
-        in_use = bool(gpu.processes or last.utilization_ratio or last.graphics_ratio)
+        in_use = _in_use(gpu, last)
         if gpu.processes is not None and now - gpu.processes_at >= IDLE_PROCESSES_SECONDS:
             self._ask_processes(probe, gpu, now)
         changed = gpu.processes != last.processes
@@ -145,6 +150,10 @@ class Activities:
             pcie_rx_bytes=told.whole(quantities.COUNTED_BYTES, fields.PCIE_RX_BYTES),
             processes=gpu.processes,
         )
+
+
+def _in_use(gpu: _Gpu, last: Activity) -> bool:
+    return bool(gpu.processes or last.utilization_ratio or last.graphics_ratio)
 
 
 def _since(last: Activity | None, now: float) -> float:

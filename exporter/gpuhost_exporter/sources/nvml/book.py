@@ -47,6 +47,8 @@ class Book:
         self._quarantine: dict[str, _Quarantine] = {}
         self._crashes: dict[str, float] = {}
         self._recheck: Pause | None = None
+        self._forgotten: set[str] = set()  # by request, as soon as a reader answers
+        self._arrived: set[str] = set()  # PCI addresses that came to the bus, and that no reader has told of yet
 
     def gpus(self) -> tuple[Gpu, ...]:
         return tuple(sorted(self._known.values(), key=lambda gpu: (gpu.index, gpu.uuid)))
@@ -64,9 +66,15 @@ class Book:
     def left_out(self, now: float) -> list[str]:
         return sorted(name for name, entry in self._quarantine.items() if now < entry.pause.until)
 
+    def forget(self, uuid: str) -> None:
+        """Know nothing more of a GPU that is missing; one that is there in any state stays."""
+        if self._states.get(uuid) == "missing":
+            self._forgotten.add(uuid)
+
     def opened(self, inventory: Inventory, now: float) -> None:
         """A new reader told what is there."""
         self._known |= {gpu.uuid: gpu for gpu in inventory.gpus}
+        self._arrived -= {gpu.bdf for gpu in inventory.gpus}
         here = {gpu.uuid for gpu in inventory.gpus}
         broken = {
             int(fault.uuid.removeprefix("index:")): _FAULT_STATES.get(fault.kind, "unreadable")
@@ -85,6 +93,7 @@ class Book:
                 self._states[uuid] = broken.pop(gpu.index, "missing")
         taken = {gpu.index for gpu in inventory.gpus}
         self._unopened = {index: state for index, state in broken.items() if index not in taken}
+        self._drop_forgotten()
         self._judge_recheck(now)
 
     def learn(self, subject: str, batch: Batch, skipped: frozenset[str], now: float) -> None:
@@ -101,6 +110,7 @@ class Book:
                 entry = self._quarantine.get(uuid)
                 if entry and entry.subject == subject:
                     del self._quarantine[uuid]
+        self._drop_forgotten()
         self._judge_recheck(now)
 
     def hung(self, device: str, subject: str, now: float) -> None:
@@ -126,16 +136,29 @@ class Book:
         if self._recheck is None or now < self._recheck.until:
             return False
         self._recheck = self._recheck.again(now)
+        if self._recheck.seconds >= LONGEST_PAUSE:
+            self._arrived.clear()  # the driver does not want it, whatever it is
         return True
 
-    def recheck_now(self) -> None:
-        if self._recheck:
+    def recheck_now(self, arrived: str) -> None:
+        """Look now for what is away, and for a GPU at this PCI address unless it is known."""
+        if arrived and arrived not in {gpu.bdf for gpu in self._known.values()}:
+            self._arrived.add(arrived)
+        if self._recheck or self._arrived:
             self._recheck = Pause(0.0, self._first_pause)
 
+    def _drop_forgotten(self) -> None:
+        while self._forgotten:
+            uuid = self._forgotten.pop()
+            if self._states.get(uuid) == "missing":  # and has not come back meanwhile
+                self._states = {name: state for name, state in self._states.items() if name != uuid}
+                self._known = {name: gpu for name, gpu in self._known.items() if name != uuid}
+                self._quarantine.pop(uuid, None)
+
     def _judge_recheck(self, now: float) -> None:
-        """A GPU that is away comes back only to a process that opens it anew."""
+        """A GPU that is away, or new, comes only to a process that opens the library anew."""
         states = [state for uuid, state in self._states.items() if uuid not in self._quarantine]
-        if not self._unopened and all(state == "ok" for state in states):
+        if not self._unopened and not self._arrived and all(state == "ok" for state in states):
             self._recheck = None
         elif self._recheck is None:
             self._recheck = Pause.first(now, self._first_pause)

@@ -182,10 +182,15 @@ class NvmlClient:
         self._released_until = None
         self._retry = None
 
-    def recheck(self) -> None:
-        """Look for the driver and lost GPUs now: hardware came or went."""
+    def recheck(self, arrived: str = "") -> None:
+        """Look for the driver and lost GPUs now: hardware came or went. `arrived`: the PCI address of a GPU that came,
+        which the library tells only to a process that opens it anew."""
         self._retry = None
-        self._book.recheck_now()
+        self._book.recheck_now(arrived)
+
+    def forget(self, uuid: str) -> None:
+        """Tell nothing more of a GPU that is missing, from the next answer on. Returns at once."""
+        self._book.forget(uuid)
 
     # The reader's life. All below runs under the lock.
 

@@ -10,13 +10,18 @@ and are never asked. On Blackwell only link recoveries (field 215) mean the same
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from gpuhost_exporter.clock import Clock
+from gpuhost_exporter.errors import Unsupported
 from gpuhost_exporter.sources.nvml import fields, quantities
 from gpuhost_exporter.sources.nvml.probe import LOST, Probe
 from gpuhost_exporter.sources.nvml.readings import Fault, Link, Links
 
+SELDOM_SECONDS = 14.0  # every third reading at 5 s, whose ticks are not exact
+
+_STATE = "nvmlDeviceGetNvLinkState"
 # An enumeration: 4 is NVLink 3.0, not 4.
 _VERSIONS = {1: "1.0", 2: "2.0", 3: "2.2", 4: "3.0", 5: "3.1", 6: "4.0", 7: "5.0", 8: "6.0"}
 _REMOTES = {0: "gpu", 1: "cpu", 2: "switch"}
@@ -41,76 +46,116 @@ def sysfs_bdf(bus_id: object) -> str | None:
 
 
 def count(probe: Probe) -> int | None:
-    """NVLink slots, None without NVLink."""
+    """NVLink slots, 0 without NVLink, None while the GPU does not say: a call that failed is no answer."""
     told = fields.read(probe, ((fields.LINK_COUNT, 0),)).whole(quantities.LINKS, fields.LINK_COUNT)
-    if told is None:
-        told = 0
-        while told < _MOST_LINKS and probe.value("nvmlDeviceGetNvLinkState", told) is not None:
-            told += 1
-    return told or None
+    if told is not None:
+        return told
+    for link in range(_MOST_LINKS):
+        if probe.value(_STATE, link) is None:
+            return link if _ends(probe, link) else None
+    return _MOST_LINKS
+
+
+def _ends(probe: Probe, link: int) -> bool:
+    """Whether there is no such link, which is another answer than none."""
+    return isinstance(probe.refusal(_STATE, (link,)), Unsupported)
+
+
+class _Getters(NamedTuple):
+    """What the error counters said that each cost a call, by link and counter, and what failed."""
+
+    at: float
+    counts: Mapping[tuple[int, int], int]
+    faults: tuple[Fault, ...]
+
+
+class _Gpu:
+    """What is kept of one GPU from reading to reading."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.states: dict[int, int | None] = {}  # as last told, None for a link that never told
+        self.static: tuple[dict[int, Link], tuple[Fault, ...]] | None = None
+        self.getters: _Getters | None = None
+        self.last: tuple[Links, tuple[Fault, ...]] | None = None
 
 
 class LinkReader:
-    def __init__(self, clock: Clock) -> None:
+    """`idle`: whether nothing uses the GPU of this UUID. Its links are then read every 15 s only, in between the
+    last reading is given again: an exporter must not keep it warm."""
+
+    def __init__(self, clock: Clock, idle: Callable[[str], bool]) -> None:
         self._clock = clock
-        self._counts: dict[str, int | None] = {}
-        self._static: dict[str, tuple[dict[int, Link], tuple[Fault, ...]]] = {}
-        self._active: dict[str, tuple[int, ...]] = {}
+        self._idle = idle
+        self._gpus: dict[str, _Gpu] = {}
 
     def read(self, probe: Probe) -> Iterator[Links]:
         uuid = probe.device.uuid
+        now = self._clock.now()
         try:
-            if uuid not in self._counts:
-                self._counts[uuid] = count(probe)
-            slots = self._counts[uuid]
-            if slots:
-                yield Links(uuid, self._clock.now(), tuple(self._links(probe, slots)))
+            if uuid not in self._gpus:
+                slots = count(probe)
+                if not slots:
+                    if slots == 0:
+                        yield Links(uuid, now, ())
+                    return
+                self._gpus[uuid] = _Gpu(slots)
+            gpu = self._gpus[uuid]
+            if gpu.last is None or now - gpu.last[0].at >= SELDOM_SECONDS or not self._idle(uuid):
+                links = Links(uuid, now, tuple(self._links(probe, gpu, now)))
+                unread = any(link.active is None for link in links.links)
+                gpu.last = None if unread else (links, probe.faults)
+            else:
+                links, faults = gpu.last
+                probe.still(faults)
+            yield links
         except LOST:
-            self._forget(uuid)
+            self._gpus.pop(uuid, None)
             raise
 
     def active(self) -> dict[str, tuple[int, ...]]:
         """The links that were active when last read, by GPU: who caches something about paths compares this."""
-        return dict(self._active)
+        return {uuid: _active(gpu.states) for uuid, gpu in dict(self._gpus).items()}
 
-    def _forget(self, uuid: str) -> None:
-        self._counts.pop(uuid, None)
-        self._static.pop(uuid, None)
-        self._active.pop(uuid, None)
-
-    def _links(self, probe: Probe, slots: int) -> Iterator[Link]:
-        uuid = probe.device.uuid
-        states = {link: probe.whole(quantities.SWITCH, "nvmlDeviceGetNvLinkState", link) for link in range(slots)}
-        active = tuple(link for link, state in states.items() if state)
-        if self._active.get(uuid, active) != active:
+    def _links(self, probe: Probe, gpu: _Gpu, now: float) -> Iterator[Link]:
+        told = {link: probe.whole(quantities.SWITCH, _STATE, link) for link in range(gpu.slots)}
+        states = {link: gpu.states.get(link) if state is None else state for link, state in told.items()}
+        active = _active(states)
+        if gpu.states and states != gpu.states:
             # A link that came back may have trained to another rate, and what it refused while down it now tells.
-            self._static.pop(uuid, None)
+            gpu.static = gpu.getters = None
             probe.calls.forget(probe.device)
-        self._active[uuid] = active
-        if uuid not in self._static:
+        gpu.states = states
+        if gpu.static is None:
             asking = Probe(probe.calls, probe.device)
             links = {link: _static(asking, link, active) for link in states}
-            self._static[uuid] = links, asking.faults
-        static, faults = self._static[uuid]
+            gpu.static = links, asking.faults
+        static, faults = gpu.static
         probe.still(faults)
-        told = fields.read(probe, [field for link in active for field in _counters(probe, link)])
-        for link, state in states.items():
-            if state is None:
+        counted = fields.read(probe, [field for link in active for field in _counters(probe, link)])
+        if gpu.getters is None or now - gpu.getters.at >= SELDOM_SECONDS:
+            gpu.getters = _getters(Probe(probe.calls, probe.device), counted, active, now)
+        probe.still(gpu.getters.faults)
+        for link, state in told.items():
+            if state is None and _ends(probe, link):
                 continue
             known = static[link]
-            tx, rx = told.link_bytes(link) if state else (None, None)
-            errors = tuple(_errors(probe, told, link)) if state else ()
+            tx, rx = counted.link_bytes(link) if link in active else (None, None)
             yield Link(
                 link,
-                bool(state),
+                None if state is None else bool(state),
                 known.version,
                 known.rate_bytes_per_second,
                 known.remote,
                 known.remote_bdf,
                 tx,
                 rx,
-                errors,
+                tuple(_errors(probe, counted, gpu.getters.counts, link)) if link in active else (),
             )
+
+
+def _active(states: Mapping[int, int | None]) -> tuple[int, ...]:
+    return tuple(link for link, state in states.items() if state)
 
 
 def _static(probe: Probe, link: int, active: tuple[int, ...]) -> Link:
@@ -146,7 +191,22 @@ def _counters(probe: Probe, link: int) -> Iterator[fields.Field]:
         yield from ((field, link) for field, _, _ in _ERRORS)
 
 
-def _errors(probe: Probe, told: fields.Told, link: int) -> Iterator[tuple[str, int]]:
+def _getters(probe: Probe, told: fields.Told, active: Iterable[int], now: float) -> _Getters:
+    """Ask the counters of these links that no field tells, a call each."""
+    counts: dict[tuple[int, int], int] = {}
+    if not probe.blackwell():
+        for link in active:
+            wanted = [number for field, number, _ in _ERRORS if told.whole(quantities.COUNT, field, link) is None]
+            for number in (*wanted, _ECC_COUNTER):
+                value = probe.whole(quantities.COUNT, "nvmlDeviceGetNvLinkErrorCounter", link, number)
+                if value is not None:
+                    counts[link, number] = value
+    return _Getters(now, counts, probe.faults)
+
+
+def _errors(
+    probe: Probe, told: fields.Told, getters: Mapping[tuple[int, int], int], link: int
+) -> Iterator[tuple[str, int]]:
     if probe.blackwell():
         recoveries = told.whole(quantities.COUNT, fields.LINK5_RECOVERIES, link)
         if recoveries is not None:
@@ -155,9 +215,8 @@ def _errors(probe: Probe, told: fields.Told, link: int) -> Iterator[tuple[str, i
     for field, counter, word in _ERRORS:
         value = told.whole(quantities.COUNT, field, link)
         if value is None:
-            value = probe.whole(quantities.COUNT, "nvmlDeviceGetNvLinkErrorCounter", link, counter)
+            value = getters.get((link, counter))
         if value is not None:
             yield word, value
-    ecc = probe.whole(quantities.COUNT, "nvmlDeviceGetNvLinkErrorCounter", link, _ECC_COUNTER)
-    if ecc is not None:
-        yield "ecc", ecc
+    if (link, _ECC_COUNTER) in getters:
+        yield "ecc", getters[link, _ECC_COUNTER]

@@ -45,7 +45,7 @@ class Reader:
         self._skipped: frozenset[str] = frozenset()
         self._down: dict[str, _Down] = {}
         self._activity = Activities(calls, clock)
-        self._links = LinkReader(clock)
+        self._links = LinkReader(clock, self._activity.idle)
         self._fabric = FabricReader(calls, clock)
         self._mig = MigReader(calls, clock)
         # Calls of its own: what is remembered there is not shared between threads.

@@ -70,7 +70,7 @@ class Gpu:
     memory_clock_max_hertz: float | None
     sm_clock_max_hertz: float | None
     virtualization_mode: str | None  # "none", "passthrough", "vgpu", "host_vgpu", "host_vsga"
-    link_count: int | None  # NVLink slots that the GPU reports, None without NVLink
+    link_count: int | None  # NVLink slots that the GPU reports, 0 without NVLink
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Link:
     """One NVLink. Byte counters are payload, per direction as the GPU sees it."""
 
     index: int
-    active: bool
+    active: bool | None  # None: its state could not be read
     version: str | None  # "4.0"
     rate_bytes_per_second: float | None  # one direction, as signalled (26.562e9 on Hopper)
     remote: str | None  # "gpu", "switch", "cpu"
@@ -183,6 +183,8 @@ class Link:
 @_pickled_by_position
 @dataclass(frozen=True, slots=True)
 class Links:
+    """All of a GPU's links; none of one that says that it has no NVLink."""
+
     uuid: str
     at: float
     links: tuple[Link, ...]
