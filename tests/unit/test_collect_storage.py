@@ -285,3 +285,28 @@ NO_TARGET = {
 def test_no_target_is_set_for(tmp_path, files):
     got = Bench(tmp_path, {"sys/block/md0/size": "8"} | files).go(2)
     assert targets(got) == {}
+
+
+def test_a_drive_and_an_array_that_come_have_series_at_once(tmp_path):
+    """Though the layout is read every 15 s, and the array's files come a moment after its name."""
+    bench = Bench(tmp_path, raid0(2))
+    load = {"nvme0n1": (5e9, 20, 1.0), "nvme1n1": (5e9, 20, 1.0)}
+    assert {key[1] for key in bench.go(8, **load)} == {"md0"}
+    plant(tmp_path, nvme(7))
+    got = bench.go(1, **load, nvme7n1=(0, 0, 0))
+    assert ("storage_saturated_seconds_total", "nvme7n1", "read") in got
+    bench.go(8, **load, nvme7n1=(0, 0, 0))
+    bench.go(1, **load, nvme7n1=(0, 0, 0), md1=(0, 0, 0))
+    plant(tmp_path, {"sys/block/md1/size": "8"} | array_of("md1", "nvme7n1"))
+    got = bench.go(1, **load, nvme7n1=(5e9, 20, 1.0), md1=(0, 0, 0))
+    assert ("storage_saturated_seconds_total", "md1", "read") in got
+    assert not [key for key in got if key[1] == "nvme7n1"], "a member now, and no volume of its own"
+
+
+def array_of(name, *drives):
+    """A stripe of these drives, under another name than md0."""
+    files = array("raid0", str(len(drives)), chunk_size="524288")
+    for number, drive in enumerate(drives):
+        files |= {path: text for path, text in member(drive, str(number), "in_sync").items() if "size" not in path}
+        files[f"sys/block/md0/slaves/{drive}"] = Link(f"../../{drive}")
+    return {path.replace("/md0/", f"/{name}/"): text for path, text in files.items()}

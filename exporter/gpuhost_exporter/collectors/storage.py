@@ -60,6 +60,7 @@ TARGET = gauge(
 )
 
 _LAYOUT_SECONDS = 15.0
+_SETTLING_SECONDS = 5.0  # a device is listed before all of its files are there
 _TARGET_SECONDS = 120.0
 _OPERATING_SYSTEM = ("/", "/boot", "/boot/efi", "/usr")
 
@@ -69,6 +70,7 @@ class StorageCollector(Collector):
     help: ClassVar[str] = "What arrays deliver while asked for more, what holds them back, and their targets"
     source: ClassVar[str] = "/proc/diskstats, /proc/vmstat, /proc/pressure/io, /sys/block/md*/md, PCIe links"
     interval: ClassVar[float] = 1.0
+    subsystems: ClassVar[frozenset[str]] = frozenset({"block"})
     specs: ClassVar[tuple[Spec, ...]] = (
         SATURATED_SECONDS,
         SATURATED_BYTES,
@@ -84,19 +86,19 @@ class StorageCollector(Collector):
         self._volumes: tuple[Volume, ...] = ()
         self._wanted: dict[str, tuple[str, ...]] = {}
         self._folds: dict[str, tuple[Volume, Saturation]] = {}
-        self._missing: set[str] = set()
+        self._listed: frozenset[str] = frozenset()
         self._targets: tuple[Sample, ...] = ()
-        self._found_at = self._aimed_at = float("-inf")
+        self._found_at = self._aimed_at = self._settled_at = float("-inf")
 
     def poll(self, now: float) -> Iterator[Sample]:
-        if now - self._found_at >= _LAYOUT_SECONDS:
-            self._find(now)
-        counters = block.counters(self.host.root, self._wanted)
+        stats = block.stats(self.host.root)
         at = self.host.clock.now()
+        if stats.lines.keys() != self._listed:  # a drive or an array came or left
+            self._listed, self._settled_at = frozenset(stats.lines), now + _SETTLING_SECONDS
+        if now <= self._settled_at or now - self._found_at >= _LAYOUT_SECONDS:
+            self._find(now)
+        counters = stats.counters(self._wanted)
         cache = self._page_cache(counters)
-        missing = self._wanted.keys() - counters.keys()
-        if missing != self._missing:  # a drive left: look again at the next poll
-            self._missing, self._found_at = missing, float("-inf")
         for volume, fold in self._folds.values():
             if not volume.synchronizing and all(member in counters for member in volume.members):
                 members = {member: counters[member] for member in volume.members}
