@@ -278,6 +278,20 @@ NO_TARGET = {
         "proc/self/mountinfo": "1 0 259:0 / /boot rw - ext4 /dev/nvme0n1 rw",
         "sys/dev/block/259:0": Link("../../block/nvme0n1"),
     },
+    "the host's, seen from a container": nvme(0)
+    | {
+        "proc/1/mountinfo": "1 0 259:0 / / rw - ext4 /dev/nvme0n1 rw",
+        "proc/self/mountinfo": "9 8 0:71 / / rw - overlay overlay rw",
+        "sys/dev/block/259:0": Link("../../block/nvme0n1"),
+    },
+    "btrfs on a partition": nvme(0)
+    | {
+        "proc/self/mountinfo": "1 0 0:47 /@ / rw - btrfs /dev/nvme0n1p2 rw",
+        "sys/block/nvme0n1/nvme0n1p2/partition": "2",
+        "sys/block/nvme0n1/nvme0n1p2/dev": "259:2",
+        "sys/class/block/nvme0n1p2": Link("../../block/nvme0n1/nvme0n1p2"),
+        "sys/dev/block/259:2": Link("../../block/nvme0n1/nvme0n1p2"),
+    },
 }
 
 
