@@ -267,6 +267,20 @@ def test_the_site_may_ask_for_more(tmp_path):
     assert got["md0", "read", "good"] == 25e9
 
 
+def test_where_no_link_is_told_the_sites_figures_hold_as_they_are_and_the_guides_do_not(tmp_path):
+    files = raid0(4, link=False) | {"sys/block/sda/size": "8"}
+    site = {"storage_good_bytes_per_second": 1.5e9, "storage_poor_bytes_per_second": 0.5e9}
+    assert targets(Bench(tmp_path / "guide", files).go(1)) == {}
+    assert targets(Bench(tmp_path / "site", files, targets=site).go(1)) == {
+        (name, direction, band): site[f"storage_{band}_bytes_per_second"]
+        for name in ("md0", "sda")
+        for direction in ("read", "write")
+        for band in ("good", "poor")
+    }
+    got = targets(Bench(tmp_path / "half", files, targets={"storage_good_bytes_per_second": 1.5e9}).go(1))
+    assert {band for _, _, band in got} == {"good"}, "the guide's other figure was never meant for such drives"
+
+
 NO_TARGET = {
     "a mirror": array("raid1", "2", sync_action="idle") | members(2) | nvme(0) | nvme(1),
     "an unknown link": raid0(2, link=False),

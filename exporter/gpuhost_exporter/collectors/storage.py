@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
@@ -52,8 +53,8 @@ LATENCY_RATIO = gauge(
 TARGET = gauge(
     "gpuhost_storage_target_bytes_per_second",
     "Throughput under demand that counts as good, and below which it is poor: the guide's or the site's, at most "
-    "what the PCIe links of the drives let through. Absent for mirrors, for what holds the operating system, and "
-    "for drives whose link is not known.",
+    "what the PCIe links of the drives let through. Absent for mirrors, for what holds the operating system, and for "
+    "drives whose link is not known (SATA, SAS, virtual, behind a RAID controller) unless the site sets the figure.",
     "device",
     "direction",
     "band",
@@ -132,17 +133,19 @@ class StorageCollector(Collector):
 
     def _aims(self) -> Iterator[Sample]:
         rates = volumes.link_rates(self.host.root)
-        guide = self.host.targets.guide
-        good, poor = guide.storage_good_bytes_per_second, guide.storage_poor_bytes_per_second
+        guide, site = self.host.targets.guide, self.host.targets.site
+        bands = {"good": "storage_good_bytes_per_second", "poor": "storage_poor_bytes_per_second"}
         spared = self._operating_system()
         for volume in self._volumes:
-            can = volumes.deliverable(volume, rates)
-            if can is None or volume.level == "raid1" or volume.name in spared:
+            if volume.level == "raid1" or volume.name in spared:
                 continue
-            for direction, most in zip(DIRECTIONS, can, strict=True):
-                share = min(1.0, most / good)
-                yield TARGET(volume.name, direction, "good", value=good * share)
-                yield TARGET(volume.name, direction, "poor", value=poor * share)
+            can = volumes.deliverable(volume, rates)
+            # What its drives can do bounds the target; where nothing tells that, only the site can say what to ask.
+            for direction, most in zip(DIRECTIONS, can or (math.inf, math.inf), strict=True):
+                share = min(1.0, most / guide.storage_good_bytes_per_second)
+                for band, figure in bands.items():
+                    if can or figure in site:
+                        yield TARGET(volume.name, direction, band, value=getattr(guide, figure) * share)
 
     def _operating_system(self) -> frozenset[str]:
         """Arrays and drives that the operating system is on."""
