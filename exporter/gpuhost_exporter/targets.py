@@ -80,7 +80,7 @@ class Guide:
 class Targets:
     guide: Guide
     products: Mapping[str, Product] = field(repr=False)
-    site: Mapping[str, float]  # product figures that the site sets for every GPU of the host
+    site: Mapping[str, float]  # figures that the site sets; a product's for every GPU of the host
 
     @classmethod
     def load(cls, overrides: Mapping[str, float]) -> Targets:
@@ -96,7 +96,7 @@ class Targets:
         return cls(
             replace(guide, **{key: value for key, value in overrides.items() if key in figures}),
             {product.name: product for entry in read_data("products.toml")["product"] for product in _products(entry)},
-            {key: value for key, value in overrides.items() if key in PER_GPU},
+            dict(overrides),
         )
 
     def product(self, name: str) -> Product | None:

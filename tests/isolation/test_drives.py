@@ -41,6 +41,12 @@ def of_the_pulled(series):
     }
 
 
+def measured(series):
+    """What storage is measured as: arrays, and the members of md0."""
+    members = {dict(key)["member"] for key in select(series, "gpuhost_storage_member_limited_seconds_total")}
+    return {dict(key)["device"] for key in select(series, "gpuhost_storage_saturated_seconds_total")}, members
+
+
 def test_a_pulled_drive_takes_its_series_along_within_seconds_and_brings_them_back(start):
     daemon = start("drive-pulled", elapsed=8.0)
     whole = daemon.wait_until(lambda seen: len(healthy(seen)) == 6, 10)
@@ -51,11 +57,14 @@ def test_a_pulled_drive_takes_its_series_along_within_seconds_and_brings_them_ba
         "gpuhost_nvme_pcie_width",
         "gpuhost_block_size_bytes",
     } <= names
+    arrays, members = measured(whole)
+    assert (arrays, "nvme1n1" in members) == ({"md0", "md127"}, True)
     daemon.wait_until(lambda seen: "udev: remove nvme nvme1" in daemon.log(), 20)
     gone = daemon.wait_until(
         lambda seen: (
             value(seen, "gpuhost_inventory_missing", kind="drives") == 1
             and not of_the_pulled(seen)
+            and measured(seen) == (arrays, members - {"nvme1n1"})
             and value(seen, "gpuhost_array_up", device="md0") == 0
         ),
         WITHIN,
@@ -66,7 +75,12 @@ def test_a_pulled_drive_takes_its_series_along_within_seconds_and_brings_them_ba
     daemon.command("simulate", "steady", "--control", str(daemon.folder / "control.json"))
     daemon.wait_until(lambda seen: "udev: add nvme nvme1" in daemon.log(), 10)
     back = daemon.wait_until(
-        lambda seen: of_the_pulled(seen) == names and not select(seen, "gpuhost_inventory_missing"), WITHIN
+        lambda seen: (
+            of_the_pulled(seen) == names
+            and measured(seen) == (arrays, members)
+            and not select(seen, "gpuhost_inventory_missing")
+        ),
+        WITHIN,
     )
     assert value(back, "gpuhost_array_up", device="md0") == 1
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from test_source_bypass import STATS, device
 from test_source_mounts import LVM_ON_RAID, Dead, room
 from test_source_nfs import NFS
 from test_source_pagecache import VMSTAT
-from trees import host_at, values
+from trees import fail_opening, host_at, values
 
 from gpuhost_exporter.collectors import filesystem, nfs
 from gpuhost_exporter.collectors.filesystem import FilesystemCollector
@@ -40,6 +42,26 @@ def test_a_file_system_is_traced_to_its_drives_and_tells_its_room(tmp_path):
         **{("filesystem_free_bytes", point): 102400 for point in ("/", "/data")},
         ("storage_bypass_info", "fuse", "/s3", "fuse.s3fs"): 1,
     }
+
+
+def test_of_a_container_the_hosts_mounts_are_told_and_the_room_of_those_that_it_sees(tmp_path):
+    own = "9 8 0:71 / / rw - overlay overlay rw\n10 9 253:1 / /mnt rw - xfs /dev/mapper/vg-data rw"
+    asked = Dead()
+    got = values(collector(tmp_path, {"proc/1/mountinfo": MOUNTS, "proc/self/mountinfo": own}, asked).poll(0.0))
+    assert got["filesystem_info", "/data", "dm-1", "xfs", "md0"] == 1
+    assert got["filesystem_info", "/", "nvme0n1", "ext4", ""] == 1
+    assert {key for key in got if key[0] == "filesystem_free_bytes"} == {("filesystem_free_bytes", "/data")}
+    assert asked.asked == ["/mnt"], "neither the container's own / nor its /data"
+
+
+def test_the_room_of_what_covers_a_file_system_is_not_told_as_its_own(tmp_path):
+    """As ProtectHome= of systemd covers /home."""
+    cover = "9 1 0:24 /systemd/inaccessible/dir /data rw - tmpfs tmpfs rw\n"
+    asked = Dead()
+    got = values(collector(tmp_path, {"proc/self/mountinfo": MOUNTS + cover}, asked).poll(0.0))
+    assert got["filesystem_drive_info", "/data", "nvme0n1"] == 1
+    assert {key for key in got if key[0] == "filesystem_size_bytes"} == {("filesystem_size_bytes", "/")}
+    assert asked.asked == ["/"]
 
 
 def test_a_dead_file_system_loses_its_room_and_its_siblings_keep_theirs(tmp_path):
@@ -122,6 +144,23 @@ def test_where_errors_are_not_counted_there_is_no_sample_of_them(tmp_path):
     got = values(NfsCollector(host).poll(0.0))
     assert got["nfs_operations_total", "/mnt/a b", "READ"] == 5
     assert ("nfs_errors_total", "/mnt/a b") not in got
+
+
+def test_mounts_of_the_host_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    listed = "41 27 0:52 / /home rw - nfs4 filer:/home rw"
+    files = {
+        "proc/1/mountinfo": listed,
+        "proc/1/mountstats": NFS,
+        "proc/self/mountstats": "device proc mounted on /proc",
+    }
+    fail_opening(monkeypatch, "/1/mountstats", errno.EACCES)
+    subject = NfsCollector(host_at(tmp_path, files))
+    assert values(subject.poll(0.0)) == {}
+    assert subject.remarks() == ("/home: denied",)
+    monkeypatch.undo()
+    (tmp_path / "proc/1/mountstats").write_text(NFS.replace("/mnt/a\\040b", "/home"))
+    assert ("nfs_info", "/home", "filer:/export/a b") in values(subject.poll(0.0))
+    assert subject.remarks() == ()
 
 
 def test_home_folders_that_are_mounted_one_by_one_are_cut_off(tmp_path):

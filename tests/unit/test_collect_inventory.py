@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -284,6 +285,67 @@ def test_arrays_that_are_not_there_are_posted_for_those_who_tell_of_arrays(tmp_p
     site.post("listed arrays")
     site.poll()
     assert site.host.board.last("missing arrays", tuple, site.host.clock.now()) == inventory.get("arrays", ("md0",))
+
+
+def down(site):
+    """Names of arrays that those who tell of arrays say are not up."""
+    return list(site.host.board.last("missing arrays", tuple, site.host.clock.now()))
+
+
+def boot(site, **uuids):
+    """A restart that finds these arrays, by name; what inventory misses then."""
+    site.restart()
+    site.post("listed arrays", *(Listed(name, uuid or name) for name, uuid in uuids.items()))
+    return missing(site.poll(), "arrays")
+
+
+def test_an_array_that_comes_up_under_another_name_is_not_missing(site):
+    assert boot(site, md0="A", md1="B") == []
+    assert boot(site, md127="A", md126="B") == []
+    assert down(site) == []
+    assert boot(site, md126="A") == ["B"], "md126 is another's now"
+    assert boot(site, md0="A") == ["md126"] == down(site)
+
+
+def test_an_array_made_anew_takes_the_place_of_the_one_that_had_its_name(site):
+    """As on hosts that make a stripe of their local drives at each boot."""
+    boot(site, md0="A", md1="B")
+    assert boot(site, md0="C", md1="B") == []
+    assert site.poll()["inventory_expected"]["arrays",] == 2
+    assert boot(site, md1="B") == ["md0"]
+
+
+def test_two_lost_arrays_that_had_one_name_are_two(site):
+    boot(site, md127="A")
+    boot(site, md0="B")
+    boot(site, md127="B")
+    assert boot(site) == ["B", "md127"]
+
+
+@pytest.mark.parametrize("uuid", ["A", None], ids=["a kernel that tells UUIDs", "one that does not"])
+def test_arrays_learned_by_name_before_are_known_by_their_uuid(site, tmp_path, uuid):
+    """The state as version 0.1.0 wrote it, and a kernel that no longer tells UUIDs."""
+    before = {"arrays": {"devices": {"md0": {"device": "md0"}, "md1": {"device": "md1"}}, "most": 2}}
+    (tmp_path / "inventory.json").write_text(json.dumps({"version": 1, "data": before}))
+    assert boot(site, md0=uuid) == ["md1"]
+    assert boot(site, md0=uuid, md1=uuid and "B") == []
+    assert site.poll()["inventory_expected"]["arrays",] == 2
+    assert boot(site, md0=None, md1=None) == []
+    assert boot(site, md1=None) == ["md0"] == down(site)
+
+
+def test_an_array_whose_uuid_is_told_late_is_one(site):
+    boot(site, md0="A")
+    assert boot(site, md127=None) == ["md0"]
+    assert boot(site, md127="A") == []
+    assert site.poll()["inventory_expected"]["arrays",] == 1
+
+
+def test_a_lost_array_is_forgotten_by_its_name(site):
+    boot(site, md0="A", md1="B")
+    boot(site, md1="B")
+    assert forget(State(site.folder), "md0")
+    assert boot(site, md1="B") == []
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_an_array_that_cannot_be_read_stays_listed(tmp_path, monkeypatch):
     host = host_at(tmp_path, striped())
     fail_opening(monkeypatch, "array_state", errno.EIO)
     assert values(RaidCollector(host).poll(0.0)) == {}
-    assert host.board.last("listed arrays", tuple, host.clock.now()) == (Listed("md0", "md0"),)
+    assert host.board.last("listed arrays", tuple, host.clock.now()) == (Listed("md0", None),)
 
 
 def test_while_arrays_cannot_be_listed_no_list_is_on_the_board(tmp_path, monkeypatch):
@@ -130,3 +130,19 @@ def test_while_arrays_cannot_be_listed_no_list_is_on_the_board(tmp_path, monkeyp
     with pytest.raises(Transient):
         list(collector.poll(5.0))
     assert host.board.last("listed arrays", tuple, host.clock.now()) is None
+
+
+@pytest.mark.parametrize(
+    ("uuid", "identity"),
+    [
+        ({"uuid": "6b8b4567-327b-23c6-643c-986966334873"}, "6b8b4567-327b-23c6-643c-986966334873"),
+        ({"uuid": "00000000-0000-0000-0000-000000000000"}, "md0"),
+        ({}, "md0"),
+    ],
+    ids=["told", "not assembled", "an older kernel"],
+)
+def test_an_array_is_listed_by_its_uuid_where_it_has_one(tmp_path, uuid, identity):
+    files = striped() | {f"{MD}/{name}": text for name, text in uuid.items()}
+    host = host_at(tmp_path, files)
+    assert values(RaidCollector(host).poll(0.0))["array_up", "md0"] == 1
+    assert host.board.last("listed arrays", tuple, host.clock.now()) == (Listed("md0", identity),)

@@ -267,6 +267,20 @@ def test_the_site_may_ask_for_more(tmp_path):
     assert got["md0", "read", "good"] == 25e9
 
 
+def test_where_no_link_is_told_the_sites_figures_hold_as_they_are_and_the_guides_do_not(tmp_path):
+    files = raid0(4, link=False) | {"sys/block/sda/size": "8"}
+    site = {"storage_good_bytes_per_second": 1.5e9, "storage_poor_bytes_per_second": 0.5e9}
+    assert targets(Bench(tmp_path / "guide", files).go(1)) == {}
+    assert targets(Bench(tmp_path / "site", files, targets=site).go(1)) == {
+        (name, direction, band): site[f"storage_{band}_bytes_per_second"]
+        for name in ("md0", "sda")
+        for direction in ("read", "write")
+        for band in ("good", "poor")
+    }
+    got = targets(Bench(tmp_path / "half", files, targets={"storage_good_bytes_per_second": 1.5e9}).go(1))
+    assert {band for _, _, band in got} == {"good"}, "the guide's other figure was never meant for such drives"
+
+
 NO_TARGET = {
     "a mirror": array("raid1", "2", sync_action="idle") | members(2) | nvme(0) | nvme(1),
     "an unknown link": raid0(2, link=False),
@@ -278,6 +292,20 @@ NO_TARGET = {
         "proc/self/mountinfo": "1 0 259:0 / /boot rw - ext4 /dev/nvme0n1 rw",
         "sys/dev/block/259:0": Link("../../block/nvme0n1"),
     },
+    "the host's, seen from a container": nvme(0)
+    | {
+        "proc/1/mountinfo": "1 0 259:0 / / rw - ext4 /dev/nvme0n1 rw",
+        "proc/self/mountinfo": "9 8 0:71 / / rw - overlay overlay rw",
+        "sys/dev/block/259:0": Link("../../block/nvme0n1"),
+    },
+    "btrfs on a partition": nvme(0)
+    | {
+        "proc/self/mountinfo": "1 0 0:47 /@ / rw - btrfs /dev/nvme0n1p2 rw",
+        "sys/block/nvme0n1/nvme0n1p2/partition": "2",
+        "sys/block/nvme0n1/nvme0n1p2/dev": "259:2",
+        "sys/class/block/nvme0n1p2": Link("../../block/nvme0n1/nvme0n1p2"),
+        "sys/dev/block/259:2": Link("../../block/nvme0n1/nvme0n1p2"),
+    },
 }
 
 
@@ -285,3 +313,28 @@ NO_TARGET = {
 def test_no_target_is_set_for(tmp_path, files):
     got = Bench(tmp_path, {"sys/block/md0/size": "8"} | files).go(2)
     assert targets(got) == {}
+
+
+def test_a_drive_and_an_array_that_come_have_series_at_once(tmp_path):
+    """Though the layout is read every 15 s, and the array's files come a moment after its name."""
+    bench = Bench(tmp_path, raid0(2))
+    load = {"nvme0n1": (5e9, 20, 1.0), "nvme1n1": (5e9, 20, 1.0)}
+    assert {key[1] for key in bench.go(8, **load)} == {"md0"}
+    plant(tmp_path, nvme(7))
+    got = bench.go(1, **load, nvme7n1=(0, 0, 0))
+    assert ("storage_saturated_seconds_total", "nvme7n1", "read") in got
+    bench.go(8, **load, nvme7n1=(0, 0, 0))
+    bench.go(1, **load, nvme7n1=(0, 0, 0), md1=(0, 0, 0))
+    plant(tmp_path, {"sys/block/md1/size": "8"} | array_of("md1", "nvme7n1"))
+    got = bench.go(1, **load, nvme7n1=(5e9, 20, 1.0), md1=(0, 0, 0))
+    assert ("storage_saturated_seconds_total", "md1", "read") in got
+    assert not [key for key in got if key[1] == "nvme7n1"], "a member now, and no volume of its own"
+
+
+def array_of(name, *drives):
+    """A stripe of these drives, under another name than md0."""
+    files = array("raid0", str(len(drives)), chunk_size="524288")
+    for number, drive in enumerate(drives):
+        files |= {path: text for path, text in member(drive, str(number), "in_sync").items() if "size" not in path}
+        files[f"sys/block/md0/slaves/{drive}"] = Link(f"../../{drive}")
+    return {path.replace("/md0/", f"/{name}/"): text for path, text in files.items()}

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trees import Link, plant
+from trees import Link, fail_opening, plant
 
 from gpuhost_exporter.errors import Absent, Denied, Hung, Malformed
 from gpuhost_exporter.sources import layers, mounts
@@ -24,16 +24,16 @@ DATA = "36 27 9:0 / /data rw,noatime shared:1 - xfs /dev/md0 rw,attr2"
 @pytest.mark.parametrize(
     ("line", "mount"),
     [
-        (DATA, Mount("9:0", "/", "/data", "xfs", "/dev/md0")),
+        (DATA, Mount("9:0", "/", "/data", "xfs", "/dev/md0", "36", "27")),
         (
             "29 1 0:26 /sub /a\\040b\\134c rw - btrfs /dev/sda1 rw,ssd",
-            Mount("0:26", "/sub", "/a b\\c", "btrfs", "/dev/sda1"),
+            Mount("0:26", "/sub", "/a b\\c", "btrfs", "/dev/sda1", "29", "1"),
         ),
         (
             "41 27 0:52 / /home rw shared:41 master:3 - nfs4 filer:/home rw",
-            Mount("0:52", "/", "/home", "nfs4", "filer:/home"),
+            Mount("0:52", "/", "/home", "nfs4", "filer:/home", "41", "27"),
         ),
-        ("42 27 0:53 / /mnt rw - fuse.s3fs  rw", Mount("0:53", "/", "/mnt", "fuse.s3fs", "")),
+        ("42 27 0:53 / /mnt rw - fuse.s3fs  rw", Mount("0:53", "/", "/mnt", "fuse.s3fs", "", "42", "27")),
     ],
     ids=["no tag is needed", "escaped", "two tags", "no source"],
 )
@@ -64,14 +64,16 @@ def test_the_malformed_file_is_named(tmp_path):
 def disk(name, number, *slaves, **files):
     """A device below sys/devices with the links that lead to it."""
     folder = f"sys/devices/{name}"
-    tree = {f"{folder}/size": "8", f"sys/block/{name}": Link(f"../devices/{name}"), **files}
+    tree = {f"{folder}/size": "8", f"{folder}/dev": number, f"sys/block/{name}": Link(f"../devices/{name}"), **files}
+    tree[f"sys/class/block/{name}"] = Link(f"../../devices/{name}")
     tree[f"sys/dev/block/{number}"] = Link(f"../../devices/{name}")
     return tree | {f"{folder}/slaves/{slave.rpartition('/')[2]}": Link(f"../../{slave}") for slave in slaves}
 
 
 def partition(disk_name, name, number):
     folder = f"sys/devices/{disk_name}/{name}"
-    return {f"{folder}/partition": "2", f"sys/dev/block/{number}": Link(f"../../devices/{disk_name}/{name}")}
+    shown = {f"{folder}/dev": number, f"sys/class/block/{name}": Link(f"../../devices/{disk_name}/{name}")}
+    return shown | {f"{folder}/partition": "2", f"sys/dev/block/{number}": Link(f"../../devices/{disk_name}/{name}")}
 
 
 LVM_ON_RAID = {
@@ -111,10 +113,11 @@ def test_devices_that_name_each_other_end_somewhere(tmp_path):
     assert layers.stack(plant(tmp_path, files), "253:0") == Stack("dm-0", (), ())
 
 
-def mounted(tmp_path, *lines):
-    root = plant(tmp_path, LVM_ON_RAID | disk("loop3", "7:3") | {"dev/mapper/vg-data": Link("../dm-0"), "dev/dm-0": ""})
-    (tmp_path / "sys/devices/dm-0/dev").write_text("253:0\n")
-    text = "\n".join(f"{number} 1 {line} rw" for number, line in enumerate(lines))
+def mounted(tmp_path, *lines, **more):
+    root = plant(
+        tmp_path, LVM_ON_RAID | disk("loop3", "7:3") | more | {"dev/mapper/vg-data": Link("../dm-0"), "dev/dm-0": ""}
+    )
+    text = "\n".join(f"{number} 999 {line} rw" for number, line in enumerate(lines))
     return {found.mount.point: found.stack for found in mounts.local(root, mounts.parse_mountinfo(text))}
 
 
@@ -125,7 +128,6 @@ def test_only_file_systems_on_local_drives_are_local(tmp_path):
         "0:21 / /proc rw - proc proc",
         "0:30 / /run rw - tmpfs tmpfs",
         "0:52 / /home rw - nfs4 filer:/home",
-        "0:60 / /tank rw - zfs tank/data",
         "7:3 / /snap/core rw - squashfs /dev/loop3",
         "8:99 / /gone rw - ext4 /dev/sdz",
     )
@@ -145,6 +147,99 @@ def test_a_device_mounted_twice_is_told_once_at_its_shortest_path(tmp_path):
 def test_btrfs_is_found_by_its_source_though_its_number_is_made_up(tmp_path):
     found = mounted(tmp_path, "0:47 /@data /data rw - btrfs /dev/mapper/vg-data")
     assert found == {"/data": Stack("dm-0", ("md0",), ("nvme0n1", "nvme1n1"))}
+
+
+def test_btrfs_on_a_partition_is_found(tmp_path):
+    found = mounted(tmp_path, "0:47 /@ / rw - btrfs /dev/nvme0n1p2")
+    assert found == {"/": Stack("nvme0n1p2", (), ("nvme0n1",))}
+
+
+def test_btrfs_on_several_devices_rests_on_all_of_them(tmp_path):
+    devices = {f"sys/fs/btrfs/6b8b/devices/{name}": "" for name in ("nvme0n1p2", "nvme1n1p2")}
+    others = {"sys/fs/btrfs/0aaa/devices/sda": "", "sys/fs/btrfs/features/raid56": "0"}
+    found = mounted(tmp_path, "0:47 / /data rw - btrfs /dev/nvme1n1p2", **devices, **others)
+    assert found == {"/data": Stack("nvme0n1p2", (), ("nvme0n1", "nvme1n1"))}
+
+
+def test_a_zfs_data_set_is_told_without_drives(tmp_path):
+    found = mounted(tmp_path, "0:60 / /tank rw - zfs tank/data", "0:61 / /tank/a rw - zfs tank/a")
+    assert found == {"/tank": Stack("tank/data", (), ()), "/tank/a": Stack("tank/a", (), ())}
+
+
+ROOT = "27 1 254:0 / / rw - ext4 /dev/vda1 rw"
+HOME = "36 27 9:0 / /home rw - xfs /dev/md0 rw"
+
+
+def path_of(point, own, theirs=""):
+    """Where one with these mounts reaches what is mounted at a point of another's."""
+    (mount,) = [each for each in mounts.parse_mountinfo(theirs or own) if each.point == point and each.kind != "tmpfs"]
+    return mounts.View(mounts.parse_mountinfo(own)).path(mount)
+
+
+COVERS = {
+    "over it": f"{ROOT}\n{HOME}\n50 36 0:24 /empty /home rw - tmpfs tmpfs rw",
+    "over the folder above": f"{ROOT}\n{HOME.replace('/home', '/home/data')}\n50 27 0:24 / /home rw - tmpfs tmpfs rw",
+    "over all": f"{ROOT}\n{HOME}\n50 27 0:24 / / rw - tmpfs tmpfs rw",
+}
+
+
+@pytest.mark.parametrize("own", COVERS.values(), ids=COVERS)
+def test_what_another_mount_covers_is_reached_nowhere(own):
+    point = "/home/data" if "/home/data" in own else "/home"
+    assert path_of(point, own) is None
+    assert path_of(point, own.rpartition("\n")[0]) == point, "without the cover it is"
+
+
+def test_a_mount_inside_of_another_is_reached_through_it():
+    own = f"{ROOT}\n{HOME}\n50 36 8:1 / /home/a rw - ext4 /dev/sda1 rw\n51 27 8:2 / /homely rw - ext4 /dev/sda2 rw"
+    assert [path_of(point, own) for point in ("/", "/home", "/home/a", "/homely")] == [
+        "/",
+        "/home",
+        "/home/a",
+        "/homely",
+    ]
+
+
+CONTAINER = """611 590 0:71 / / rw - overlay overlay rw
+612 611 0:72 / /proc rw - proc proc rw
+620 611 254:0 /var/lib/kubelet/pods/1/etc-hosts /etc/hosts rw - ext4 /dev/vda1 rw"""
+
+
+@pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        ("", None),
+        ("630 611 9:0 / /home ro - xfs /dev/md0 rw", "/home"),
+        ("630 611 9:0 / /host/home ro - xfs /dev/md0 rw", "/host/home"),
+        ("630 611 9:0 /a /mnt ro - xfs /dev/md0 rw", "/mnt"),
+        ("630 611 9:1 / /home ro - xfs /dev/md1 rw", None),
+    ],
+    ids=["not mounted", "the same path", "another path", "a folder of it", "another file system at its path"],
+)
+def test_a_container_reaches_the_hosts_file_system_where_any_of_it_is_mounted(more, path):
+    own = f"{CONTAINER}\n{more}".strip()
+    assert path_of("/home", own, f"{ROOT}\n{HOME}") == path
+    assert path_of("/", own, f"{ROOT}\n{HOME}") == "/etc/hosts"
+
+
+def test_the_hosts_mounts_are_those_of_its_first_process(tmp_path, monkeypatch):
+    root = plant(tmp_path, {"proc/1/mountinfo": HOME, "proc/self/mountinfo": CONTAINER})
+    assert [mount.point for mount in mounts.read(root)] == ["/home"]
+    fail_opening(monkeypatch, "/1/mountinfo", errno.EACCES)
+    assert [mount.point for mount in mounts.read(root)] == ["/", "/proc", "/etc/hosts"]
+
+
+def test_of_two_file_systems_at_one_place_the_one_on_top_is_told(tmp_path):
+    found = mounted(tmp_path, "9:0 / /data rw - xfs /dev/md0", "259:0 / /data rw - ext4 /dev/nvme0n1")
+    assert found == {"/data": Stack("nvme0n1", (), ("nvme0n1",))}
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 5)] * 2, st.sampled_from(["/", "/a", "/a/b", "/ab"])), max_size=9))
+def test_mounts_that_name_each_other_as_parents_end_somewhere(lines):
+    text = "\n".join(f"{own} {parent} 8:{own} / {point} rw - ext4 /dev/sda rw" for own, parent, point in lines)
+    found = mounts.parse_mountinfo(text)
+    view = mounts.View(found)
+    assert all(view.path(mount) in (None, "/", "/a", "/a/b", "/ab") for mount in found)
 
 
 def room(point):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trees import plant
+from trees import fail_opening, plant
 
 from gpuhost_exporter.errors import Malformed
 from gpuhost_exporter.sources import nfs
@@ -87,3 +89,24 @@ def test_any_text_is_mounts_or_malformed(text):
     except Malformed:
         return
     assert all(mount.read_bytes >= 0 for mount in found)
+
+
+LISTED = "41 27 0:52 / /mnt/a\\040b rw - nfs4 filer:/export/a\\040b rw\n42 27 9:0 / /data rw - xfs /dev/md0 rw"
+
+
+def test_the_hosts_mounts_are_those_of_its_first_process(tmp_path):
+    root = plant(tmp_path, {"proc/1/mountstats": NFS, "proc/1/mountinfo": LISTED, "proc/self/mountstats": OTHERS})
+    found = nfs.read(root)
+    assert [mount.point for mount in found.mounts] == ["/mnt/a b"]
+    assert found.unread == ()
+
+
+@pytest.mark.parametrize(
+    ("own", "unread"), [(OTHERS, ("/mnt/a b",)), (NFS, ())], ids=["a container", "the host itself"]
+)
+def test_who_may_not_read_the_hosts_file_says_which_mounts_are_not_told(tmp_path, monkeypatch, own, unread):
+    root = plant(tmp_path, {"proc/1/mountstats": NFS, "proc/1/mountinfo": LISTED, "proc/self/mountstats": own})
+    fail_opening(monkeypatch, "/1/mountstats", errno.EACCES)
+    found = nfs.read(root)
+    assert found.unread == unread
+    assert [mount.point for mount in found.mounts] == ([] if unread else ["/mnt/a b"])

@@ -29,7 +29,8 @@ SIZE = gauge("gpuhost_filesystem_size_bytes", "Size of the local file system in 
 FREE = gauge(
     "gpuhost_filesystem_free_bytes",
     "Bytes that an ordinary user can still write to the local file system. Good is more than the next checkpoint "
-    "needs. Absent while the file system does not answer.",
+    "needs. Absent while the file system does not answer, and where the exporter cannot see it: in a container that "
+    "has nothing of it mounted.",
     "mountpoint",
 )
 BYPASS = info(
@@ -48,7 +49,8 @@ MOST = 64  # containers mount by the hundred
 class FilesystemCollector(Collector):
     name: ClassVar[str] = "filesystem"
     help: ClassVar[str] = "Room on local file systems, the drives below them, and what bypasses the counters"
-    source: ClassVar[str] = "/proc/self/mountinfo, /sys/dev/block, statvfs(), /proc/driver/nvidia-fs"
+    source: ClassVar[str] = "/proc/1/mountinfo, /sys/dev/block, statvfs(), /proc/driver/nvidia-fs"
+    privilege: ClassVar[str] = "in a container: the host's process namespace (pid: host), for its mounts"
     interval: ClassVar[float] = 15.0
     subsystems: ClassVar[frozenset[str]] = frozenset({"block"})
     specs: ClassVar[tuple[Spec, ...]] = (INFO, DRIVE_INFO, SIZE, FREE, BYPASS)
@@ -58,15 +60,18 @@ class FilesystemCollector(Collector):
         mounted = mounts.read(root)
         local = sorted(mounts.local(root, mounted), key=lambda found: found.mount.point)
         self.post("filesystems", tuple(local))
+        view = mounts.View(mounts.own(root))
         for found in local[:MOST]:
             point, stack = found.mount.point, found.stack
             yield INFO(point, stack.device, found.mount.kind, ",".join(stack.arrays))
             for drive in stack.drives:
                 yield DRIVE_INFO(point, drive)
             with self.guard(point):
-                capacity = self.host.capacities.read(point)
-                yield SIZE(point, value=capacity.size_bytes)
-                yield FREE(point, value=capacity.free_bytes)
+                path = view.path(found.mount)
+                if path:
+                    capacity = self.host.capacities.read(path)
+                    yield SIZE(point, value=capacity.size_bytes)
+                    yield FREE(point, value=capacity.free_bytes)
         with self.guard("nvidia-fs"):
             loaded = bypass.gpudirect(root)
             if loaded:

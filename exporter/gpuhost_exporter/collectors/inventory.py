@@ -1,13 +1,14 @@
 """What belongs to this host: learned once seen, kept in the state directory, reported missing when it is gone.
 
 A GPU is known by its UUID: an index that changes is no missing GPU, a replaced GPU leaves the old one missing until
-`gpuhost-exporter forget UUID`. Configured counts or names take the place of what was learned. Nothing is judged
-while its subject cannot be read.
+`gpuhost-exporter forget UUID`. An array is known by its UUID, too, for its name may change from boot to boot; it is
+called by the name that it had, and one made anew under that name takes its place. Configured counts or names take the
+place of what was learned. Nothing is judged while its subject cannot be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,7 +94,21 @@ def learned(data: Mapping[str, Any], kind: str) -> Learned:
 def learn(data: Data, kind: str, seen: Devices) -> Data:
     """The state with what is seen now added."""
     known = learned(data, kind)
-    return data | {kind: {"devices": {**known.devices, **seen}, "most": max(known.most, len(seen))}}
+    kept = _not_replaced(known.devices, seen) if kind == "arrays" else known.devices
+    return data | {kind: {"devices": {**kept, **seen}, "most": max(known.most, len(seen))}}
+
+
+def _not_replaced(known: Devices, seen: Devices) -> Devices:
+    """Without the arrays whose name one has that was never seen before, and without those that only a name is known of
+    (no UUID was told: by an older kernel, or to an older exporter) which an array with a UUID has now.
+    """
+    new = {device.get("device") for identity, device in seen.items() if identity not in known}
+    named = {device.get("device") for device in seen.values()}
+    return {
+        identity: device
+        for identity, device in known.items()
+        if identity in seen or not (device.get("device") in new or identity == device.get("device") in named)
+    }
 
 
 def forget(state: State, device: str) -> bool:
@@ -117,7 +132,9 @@ def _without(data: Data, device: str) -> Data:
         left = {
             name: details
             for name, details in known.devices.items()
-            if name != device and not (kind == "links" and name.startswith(f"{device}/"))
+            if name != device
+            and not (kind == "links" and name.startswith(f"{device}/"))
+            and not (kind == "arrays" and details.get("device") == device)
         }
         if len(left) < len(known.devices):
             data = data | {kind: {"devices": left, "most": known.most}}
@@ -191,7 +208,7 @@ class InventoryCollector(Collector):
             missing = set()  # what was learned and is gone was taken out
         else:
             missing = known.devices.keys() - there.keys()
-        for name in sorted(missing):
+        for name in _called(missing, known.devices, there) if kind == "arrays" else sorted(missing):
             yield MISSING(kind, name, value=1)
 
     def _gpus(self) -> Devices | None:
@@ -229,6 +246,17 @@ class InventoryCollector(Collector):
 
 def _found(seen: Devices | None) -> Found | None:
     return None if seen is None else Found(seen, {}, 0)
+
+
+def _called(missing: Iterable[str], known: Devices, there: Devices) -> list[str]:
+    """Missing arrays by the name that each had, or by its UUID where that is another's now."""
+    taken = {device.get("device") for device in there.values()}
+    called = []
+    for identity in sorted(missing):
+        name = str(known.get(identity, {}).get("device", identity))
+        called.append(identity if name in taken else name)
+        taken.add(name)
+    return sorted(called)
 
 
 def _expected(configured: int | tuple[str, ...] | None, known: Learned) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from gpuhost_exporter.collector import Collector
+from gpuhost_exporter.errors import Denied
 from gpuhost_exporter.sources import nfs
 from gpuhost_exporter.specs import Sample, Spec, counter, info
 
@@ -46,14 +47,19 @@ MOST = 32  # home folders may be mounted one by one
 class NfsCollector(Collector):
     name: ClassVar[str] = "nfs"
     help: ClassVar[str] = "NFS mounts: bytes, operations, latency, retransmissions"
-    source: ClassVar[str] = "/proc/self/mountstats"
+    source: ClassVar[str] = "/proc/1/mountstats"
+    privilege: ClassVar[str] = "in a container: the host's process namespace (pid: host) and uid 0, no capability"
     interval: ClassVar[float] = 5.0
     specs: ClassVar[tuple[Spec, ...]] = (INFO, BYTES, OPERATIONS, SECONDS, RETRANSMISSIONS, ERRORS)
 
     def poll(self, now: float) -> Iterator[Sample]:
-        mounted = sorted(nfs.read(self.host.root), key=lambda mount: mount.point)
+        found = nfs.read(self.host.root)
+        for point in found.unread[:MOST]:
+            self.fault(point, Denied(f"{point}: in a container only root may read what the host's mounts count"))
+        mounted = sorted(found.mounts, key=lambda mount: mount.point)
         for mount in mounted[:MOST]:
             point, operations = mount.point, mount.operations
+            self.recovered(point)
             yield INFO(point, mount.source)
             yield BYTES(point, "read", value=mount.read_bytes)
             yield BYTES(point, "write", value=mount.written_bytes)

@@ -120,11 +120,17 @@ class RaidCollector(Collector):
                 arrays.append(array)
                 yield from _samples(array)
         self.post("arrays", tuple(arrays))
-        self.post("listed arrays", tuple(Listed(name, name) for name in listed))
+        identities = {array.name: _identity(array) for array in arrays}
+        self.post("listed arrays", tuple(Listed(name, identities.get(name)) for name in listed))
         # A stopped or lost array leaves nothing behind to read; inventory knows that it should be there.
         for name in self.host.board.last("missing arrays", tuple, now) or ():
             if name not in listed:
                 yield UP(name, value=0)
+
+
+def _identity(array: raid.Array) -> str:
+    """Its UUID; its name where none is told, or only zeros: it is not assembled yet, or has no superblock."""
+    return array.uuid if array.uuid and array.uuid.strip("0-") else array.name
 
 
 def _samples(array: raid.Array) -> Iterator[Sample]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
@@ -52,14 +53,15 @@ LATENCY_RATIO = gauge(
 TARGET = gauge(
     "gpuhost_storage_target_bytes_per_second",
     "Throughput under demand that counts as good, and below which it is poor: the guide's or the site's, at most "
-    "what the PCIe links of the drives let through. Absent for mirrors, for what holds the operating system, and "
-    "for drives whose link is not known.",
+    "what the PCIe links of the drives let through. Absent for mirrors, for what holds the operating system, and for "
+    "drives whose link is not known (SATA, SAS, virtual, behind a RAID controller) unless the site sets the figure.",
     "device",
     "direction",
     "band",
 )
 
 _LAYOUT_SECONDS = 15.0
+_SETTLING_SECONDS = 5.0  # a device is listed before all of its files are there
 _TARGET_SECONDS = 120.0
 _OPERATING_SYSTEM = ("/", "/boot", "/boot/efi", "/usr")
 
@@ -69,6 +71,7 @@ class StorageCollector(Collector):
     help: ClassVar[str] = "What arrays deliver while asked for more, what holds them back, and their targets"
     source: ClassVar[str] = "/proc/diskstats, /proc/vmstat, /proc/pressure/io, /sys/block/md*/md, PCIe links"
     interval: ClassVar[float] = 1.0
+    subsystems: ClassVar[frozenset[str]] = frozenset({"block"})
     specs: ClassVar[tuple[Spec, ...]] = (
         SATURATED_SECONDS,
         SATURATED_BYTES,
@@ -84,19 +87,19 @@ class StorageCollector(Collector):
         self._volumes: tuple[Volume, ...] = ()
         self._wanted: dict[str, tuple[str, ...]] = {}
         self._folds: dict[str, tuple[Volume, Saturation]] = {}
-        self._missing: set[str] = set()
+        self._listed: frozenset[str] = frozenset()
         self._targets: tuple[Sample, ...] = ()
-        self._found_at = self._aimed_at = float("-inf")
+        self._found_at = self._aimed_at = self._settled_at = float("-inf")
 
     def poll(self, now: float) -> Iterator[Sample]:
-        if now - self._found_at >= _LAYOUT_SECONDS:
-            self._find(now)
-        counters = block.counters(self.host.root, self._wanted)
+        stats = block.stats(self.host.root)
         at = self.host.clock.now()
+        if stats.lines.keys() != self._listed:  # a drive or an array came or left
+            self._listed, self._settled_at = frozenset(stats.lines), now + _SETTLING_SECONDS
+        if now <= self._settled_at or now - self._found_at >= _LAYOUT_SECONDS:
+            self._find(now)
+        counters = stats.counters(self._wanted)
         cache = self._page_cache(counters)
-        missing = self._wanted.keys() - counters.keys()
-        if missing != self._missing:  # a drive left: look again at the next poll
-            self._missing, self._found_at = missing, float("-inf")
         for volume, fold in self._folds.values():
             if not volume.synchronizing and all(member in counters for member in volume.members):
                 members = {member: counters[member] for member in volume.members}
@@ -130,17 +133,19 @@ class StorageCollector(Collector):
 
     def _aims(self) -> Iterator[Sample]:
         rates = volumes.link_rates(self.host.root)
-        guide = self.host.targets.guide
-        good, poor = guide.storage_good_bytes_per_second, guide.storage_poor_bytes_per_second
+        guide, site = self.host.targets.guide, self.host.targets.site
+        bands = {"good": "storage_good_bytes_per_second", "poor": "storage_poor_bytes_per_second"}
         spared = self._operating_system()
         for volume in self._volumes:
-            can = volumes.deliverable(volume, rates)
-            if can is None or volume.level == "raid1" or volume.name in spared:
+            if volume.level == "raid1" or volume.name in spared:
                 continue
-            for direction, most in zip(DIRECTIONS, can, strict=True):
-                share = min(1.0, most / good)
-                yield TARGET(volume.name, direction, "good", value=good * share)
-                yield TARGET(volume.name, direction, "poor", value=poor * share)
+            can = volumes.deliverable(volume, rates)
+            # What its drives can do bounds the target; where nothing tells that, only the site can say what to ask.
+            for direction, most in zip(DIRECTIONS, can or (math.inf, math.inf), strict=True):
+                share = min(1.0, most / guide.storage_good_bytes_per_second)
+                for band, figure in bands.items():
+                    if can or figure in site:
+                        yield TARGET(volume.name, direction, band, value=getattr(guide, figure) * share)
 
     def _operating_system(self) -> frozenset[str]:
         """Arrays and drives that the operating system is on."""

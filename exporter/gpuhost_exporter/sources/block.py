@@ -90,6 +90,25 @@ class BlockDevice:
     mapping: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The words behind each device's name, partitions included, at one moment."""
+
+    lines: Mapping[str, list[str]]
+
+    def counters(self, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Fields]]:
+        """For each wanted device the counters of those that count for it: its own, or its multipath devices'.
+
+        `wanted` names each device's multipath devices. One whose line is missing or torn is left out.
+        """
+        found = {}
+        for name, paths in wanted.items():
+            with suppress(Malformed):
+                below = tuple((path, _fields_of(path, self.lines)) for path in paths)
+                found[name] = Disk(name, _fields_of(name, self.lines), below).counting()
+        return found
+
+
 def read(root: Root) -> tuple[tuple[Disk, ...], dict[str, SourceError]]:
     """Every disk whose counters could be read, and the error of each that has none."""
     lines = split_diskstats(read_text(f"{root.proc}/diskstats"))
@@ -108,18 +127,8 @@ def read(root: Root) -> tuple[tuple[Disk, ...], dict[str, SourceError]]:
     return tuple(disks), faults
 
 
-def counters(root: Root, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Fields]]:
-    """For each wanted device the counters of those that count for it: its own, or its multipath devices'.
-
-    `wanted` names each device's multipath devices. One whose line is missing or torn is left out.
-    """
-    lines = split_diskstats(read_text(f"{root.proc}/diskstats"))
-    found = {}
-    for name, paths in wanted.items():
-        with suppress(Malformed):
-            below = tuple((path, _fields_of(path, lines)) for path in paths)
-            found[name] = Disk(name, _fields_of(name, lines), below).counting()
-    return found
+def stats(root: Root) -> Stats:
+    return Stats(split_diskstats(read_text(f"{root.proc}/diskstats")))
 
 
 def drives(root: Root) -> dict[str, tuple[str, ...]]:

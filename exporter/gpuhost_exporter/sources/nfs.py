@@ -1,13 +1,15 @@
 """NFS mounts as the client counts them.
 
-    /proc/self/mountstats
+    /proc/1/mountstats, /proc/self/mountstats
     device server:/export mounted on /mnt/data with fstype nfs4 statvers=1.1
             bytes:  normal-read normal-write direct-read direct-write server-read server-write pages-read pages-written
             per-op statistics
                     READ: operations transmissions timeouts bytes-sent bytes-received queue-ms rtt-ms execute-ms errors
                    WRITE: ...
 
-Only mounts of this process's own mount namespace are in it. Errors are told since statvers=1.1 (Linux 5.3).
+Each process's tells of the mounts that it sees. The host's first process sees the host's, but only root, with any
+capability or none, may read its file: others see their own, which in a container are not the host's. Errors are told
+since statvers=1.1 (Linux 5.3).
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gpuhost_exporter.errors import Malformed
+from gpuhost_exporter.errors import Absent, Denied, Gone, Malformed, SourceError
+from gpuhost_exporter.sources import mounts
 from gpuhost_exporter.sources.files import Root, read_text
 from gpuhost_exporter.sources.mounts import unescape
 
@@ -50,13 +53,26 @@ class NfsMount:
     operations: dict[str, Operation]
 
 
-def read(root: Root) -> tuple[NfsMount, ...]:
-    """The NFS mounts, each once."""
-    path = f"{root.proc}/self/mountstats"
+@dataclass(frozen=True, slots=True)
+class NfsMounts:
+    """`unread`: mount points of the host that this process may not read the counters of."""
+
+    mounts: tuple[NfsMount, ...]
+    unread: tuple[str, ...]
+
+
+def read(root: Root) -> NfsMounts:
+    """The host's NFS mounts, each once."""
     try:
-        return parse_mountstats(read_text(path))
-    except Malformed as error:
-        raise Malformed(f"{path}: {error}") from error
+        return NfsMounts(_read(f"{root.proc}/1/mountstats"), ())
+    except (Absent, Denied, Gone):
+        told = _read(f"{root.proc}/self/mountstats")
+    points = {mount.point for mount in told}
+    try:
+        listed = {mount.point for mount in mounts.read(root) if mount.kind in ("nfs", "nfs4")}
+    except SourceError:
+        listed = set()
+    return NfsMounts(told, tuple(sorted(listed - points)))
 
 
 def parse_mountstats(text: str) -> tuple[NfsMount, ...]:
@@ -65,6 +81,13 @@ def parse_mountstats(text: str) -> tuple[NfsMount, ...]:
         # What is mounted on top of another hides it.
         found[point] = _mount(source, point, lines)
     return tuple(found.values())
+
+
+def _read(path: str) -> tuple[NfsMount, ...]:
+    try:
+        return parse_mountstats(read_text(path))
+    except Malformed as error:
+        raise Malformed(f"{path}: {error}") from error
 
 
 def _stanzas(text: str) -> Iterator[tuple[str, str, list[str]]]:
