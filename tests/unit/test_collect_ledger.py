@@ -86,6 +86,21 @@ def test_one_that_is_in_progress_shows(tmp_path):
     assert watched.of("gpu_phase_since_timestamp_seconds") == pytest.approx(1024, abs=2)
 
 
+def test_the_one_that_did_not_join_is_named_with_its_last_xid(tmp_path):
+    def named(told):
+        watched = Watched(tmp_path, ("nccl-hang", 100), count=8)
+        wall = watched.host.clock.wall() - watched.host.clock.now() + 1020
+        watched.host.board.post("xids", {watched.gpus[6].uuid: ("31", wall + told)}, math.inf)
+        watched.run()
+        assert watched.of("gpu_hang_seconds", index=0) == pytest.approx(80, abs=2)
+        return watched.found["gpu_culprit_info"], watched.gpus[6].uuid
+
+    found, uuid = named(0)
+    assert found == {("6", uuid, "not_joined", "idle", "31"): 1}
+    found, uuid = named(-400)
+    assert found == {("6", uuid, "not_joined", "idle", ""): 1}
+
+
 @pytest.mark.parametrize(
     ("price", "dollars"),
     [(Price(), 3.0), (Price(2.5), 2.5), (Price(2.5, {"NVIDIA H100 80GB HBM3": 1.9}), 1.9), (Price(0.0), 0.0)],
@@ -172,7 +187,7 @@ def test_a_gap_before_the_start_is_a_gauge_and_no_jump(tmp_path):
 def test_a_culprit_is_one_series_and_says_why(tmp_path):
     watched = Watched(tmp_path, ("gpu-lost", 60), count=4).run()
     assert watched.of("gpu_culprit", "not_joined", index=3) == 1
-    assert watched.of("gpu_culprit_info", "not_joined", "lost", index=3) == 1
+    assert watched.of("gpu_culprit_info", "not_joined", "lost", "", index=3) == 1
     assert len(watched.found["gpu_culprit_info"]) == 1
     assert watched.of("gpu_culprit", "not_joined", index=0) == 0
     assert watched.of("gpu_hang_seconds", index=0) >= 30

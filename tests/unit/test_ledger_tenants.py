@@ -109,3 +109,16 @@ def window(moved, *, point=None, denied=False):
 def test_where_open_files_do_not_tell_the_device_that_took_the_bytes_names_the_mount(point, moved, expected, denied):
     found = works(window(moved, point=point, denied=denied), Thresholds())["slurm:90017"]
     assert (found.rung, found.mount) == ("cgroup" if denied else "process", expected)
+
+
+def test_a_gpu_is_blocked_only_by_processes_of_its_own_holder():
+    (told,) = Trace(("steady", 10)).windows(1000.0, 1001.0)
+    first, second = (each._replace(threads_blocked=0) for each in told.processes)
+    writer = first._replace(pid=7, holder=first.pid, gpus=(), role="writer", threads_blocked=1)
+
+    def blocked(*processes):
+        return works(replace(told, processes=processes), Thresholds())["slurm:90017"].blocked
+
+    assert blocked(first, second) == frozenset()
+    assert blocked(first, second, writer) == set(first.gpus)
+    assert blocked(first, second._replace(threads_blocked=2)) == set(second.gpus)

@@ -100,21 +100,26 @@ DENSITY = gpu_gauge(
 )
 HANG = gpu_gauge(
     "gpuhost_gpu_hang_seconds",
-    "Seconds for which all GPUs of the job on this host, or all but one, have spun without math or traffic; 0 below 30 "
-    "and during a checkpoint. A job that stands here and has no culprit on this host waits for another one.",
+    "Seconds for which GPUs of the job on this host have spun without math or traffic while the others stand (idle, "
+    "lost, unknown, without a process): two or more, at least half where jobs cannot be told apart, or all but one "
+    "whatever that does. 0 below 30, below 60 without profiling counters (where a service at low power looks the "
+    "same), during a checkpoint, and for a lone GPU unless its job is known to have more elsewhere. A job that stands "
+    "here and has no culprit on this host waits for another one.",
 )
 CULPRIT = gpu_gauge(
     "gpuhost_gpu_culprit",
-    "1 for the GPU that holds its job up: not_joined (its siblings hang in a collective that it did not join) or "
+    "1 for a GPU that holds its job up: not_joined (its siblings hang in a collective that it did not join) or "
     "straggler (its siblings have waited for it for half a minute).",
     "kind",
 )
 CULPRIT_INFO = gpu_info(
     "gpuhost_gpu_culprit_info",
-    "Why the GPU is a culprit. Of not_joined: lost, unknown, no_process, blocked (its job waits for the disk), idle or "
-    "busy. Of straggler: heat, clock or unexplained.",
+    "Why the GPU is a culprit. Of not_joined: lost, unknown, no_process, blocked (its process, or one below it, waits "
+    "for the disk), idle or busy; xid is the GPU's last XID error, if it came later than 5 min before the hang began. "
+    "Of straggler: heat, clock or unexplained.",
     "kind",
     "evidence",
+    "xid",
 )
 
 
@@ -189,7 +194,8 @@ class LedgerCollector(Collector):
             self.host.traffic.look()
         latest, works = self._ledger.latest, self._ledger.works
         self._rhythm.tick(now, {uuid: piece.jobs[0] for uuid, piece in latest.items() if piece.jobs}, seen.activities)
-        self._culprits.tick(now, latest, works, self._ledger.checkpoints_running())
+        running, worlds = self._ledger.checkpoints_running(), self._ledger.worlds
+        self._culprits.tick(now, latest, works, running, worlds, self._xids(now))
         if now - self._saved_at >= SAVE_SECONDS:
             self._saved_at = now
             prices = {gpu.uuid: self._price(gpu) for gpu in gpus}
@@ -229,6 +235,10 @@ class LedgerCollector(Collector):
             marks=self.host.marker.take() if self.host.marker else (),
             networks=[self._network(traffic) for traffic in self.host.traffic.take()],
         )
+
+    def _xids(self, now: float) -> dict[str, tuple[str, float]]:
+        told = self.host.board.last("xids", dict, now) or {}
+        return {uuid: (xid, wall - self._wall) for uuid, (xid, wall) in told.items()}
 
     def _network(self, traffic: Traffic) -> Network:
         carried = {each.address: each for each in traffic.adapters}
@@ -294,7 +304,7 @@ class LedgerCollector(Collector):
                 culprit = found.get((gpu.uuid, kind))
                 yield CULPRIT(*labels, kind, value=float(culprit is not None))
                 if culprit:
-                    yield CULPRIT_INFO(*labels, kind, culprit.evidence)
+                    yield CULPRIT_INFO(*labels, kind, culprit.evidence, culprit.xid)
 
     def _marks(self) -> Iterator[Sample]:
         marker = self.host.marker

@@ -76,6 +76,7 @@ class Ledger:
         self._evidence_at = float("-inf")
         self._owners: dict[int, str] = {}  # pid of a GPU holder -> its job
         self._members: dict[int, str] = {}  # the same of every process that is followed
+        self.worlds: dict[str, int] = {}  # ranks of a job on all its hosts, where its environment tells
         self._marks: list[Mark] = []  # of processes that no job is known of, yet
         self.marks: Counter[str] = Counter()  # "taken" and "unowned"
         self._settled: float | None = None
@@ -138,6 +139,7 @@ class Ledger:
                 self._evidence_at = evidence.at
                 self._owners = jobs_of(evidence)
                 self._members = {each.pid: each.job for each in evidence.processes if each.job} | self._owners
+                self.worlds = {each.key: each.world_size for each in evidence.jobs if each.world_size}
                 for name, work in works(evidence, self._limits).items():
                     if name in self._jobs:
                         self._jobs[name].works.append(work)

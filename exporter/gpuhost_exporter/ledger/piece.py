@@ -163,7 +163,8 @@ def _heat_counted(now: Activity, before: Activity | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a job's processes did between `since` and `at`. Bytes; cores by the GPU whose holder burned them.
+    """What a job's processes did between `since` and `at`. Bytes; cores by the GPU whose holder burned them; `blocked`:
+    GPUs whose holder, or a process below it, waits for the disk.
 
     `made`: of the bytes written, without those that were only copied, where that is told; negative where it is told
     late. On rung none the bytes are not known.
@@ -179,6 +180,7 @@ class Work:
     loading: bool  # loaders wait for the disk or burn CPU
     cores: Mapping[str, float]
     mount: str
+    blocked: frozenset[str] = frozenset()
 
     @property
     def seconds(self) -> float:
@@ -206,6 +208,7 @@ def _work(evidence: Evidence, job: str, jobs: int, limits: Thresholds) -> Work:
     loaders = [process for process in processes if process.role == "loader"]
     burned = sum(process.cpu_seconds or 0.0 for process in loaders)
     cores: dict[str, float] = {}
+    stuck = {process.holder for process in processes if process.threads_blocked}
     for process in processes:
         for uuid in process.gpus:
             used = (process.cpu_seconds or 0.0) / seconds if seconds > 0 else 0.0
@@ -221,6 +224,7 @@ def _work(evidence: Evidence, job: str, jobs: int, limits: Thresholds) -> Work:
         loading=any(process.threads_blocked for process in loaders) or burned >= limits.holder_cores * seconds,
         cores=cores,
         mount=_mount(processes, evidence.host.most_written, wrote),
+        blocked=frozenset(uuid for process in processes if process.pid in stuck for uuid in process.gpus),
     )
 
 
