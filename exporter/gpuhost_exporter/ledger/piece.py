@@ -241,14 +241,19 @@ def _bytes(
         )
     groups = [group for group in evidence.cgroups if group.job == job and group.write_bytes is not None]
     if groups:
-        wrote = float(sum(max(group.write_bytes or 0, group.dirtied_bytes or 0) for group in groups))
+        # Dirtied has the direct writes too, and counts page cache once: as it comes, not again as it goes.
+        told = (group.write_bytes if group.dirtied_bytes is None else group.dirtied_bytes for group in groups)
+        wrote = float(sum(max(0, each or 0) for each in told))
         return wrote, wrote, float(sum(group.read_bytes or 0 for group in groups)), "cgroup"
     host = evidence.host
     if host.dirtied_bytes is None and host.devices is None:
         return 0.0, 0.0, 0.0, "none"
     devices = host.devices or ()
+    # What devices took beyond what came out of the page cache was written directly.
+    moved = sum(device.write_bytes for device in devices)
+    direct = max(0, moved - (host.written_bytes or 0))
+    wrote = ((host.dirtied_bytes or 0) + direct) / max(1, jobs)
     # Of several jobs on the host nobody knows whose bytes these are.
-    wrote = max(host.dirtied_bytes or 0, sum(device.write_bytes for device in devices)) / max(1, jobs)
     return wrote, wrote, sum(device.read_bytes for device in devices) / max(1, jobs), "host"
 
 
