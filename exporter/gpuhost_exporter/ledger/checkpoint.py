@@ -90,15 +90,24 @@ class Watch:
         return self._closed(episode, told=True) if episode and episode.known else None
 
     def advance(
-        self, since: float, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]
+        self,
+        since: float,
+        at: float,
+        pieces: Sequence[Sequence[Piece]],
+        works: Sequence[Work],
+        *,
+        starting: bool = False,
     ) -> Checkpoint | None:
-        """Go on from one moment to the next. `pieces`: of each GPU of the job, up to the present; `works`: of the job.
+        """Go on from one moment to the next. `pieces`: of each GPU of the job, up to the present; `works`: of the job;
+        `starting`: none of its GPUs has done anything yet that could be saved.
 
         Returns the checkpoint that ended.
         """
         limits = self._limits
         if at <= since:
             return None
+        if starting:  # weights that are fetched are no checkpoint, and not what the job writes all the time
+            return self.interrupt()
         here = [[piece for piece in of_gpu if piece.since < at and since < piece.at] for of_gpu in pieces]
         here = [of_gpu for of_gpu in here if of_gpu]
         standing = [[piece for piece in of_gpu if stands(piece, self._limits)] for of_gpu in here]

@@ -54,6 +54,7 @@ class _Gpu:
     # As of the time that is booked.
     started: float | None = None  # when the present holder came
     worked: float = 0.0  # its seconds of tensor work
+    used: float = 0.0  # and of any
     spun: float = 0.0
     idle_since: float = 0.0
 
@@ -231,10 +232,12 @@ class Ledger:
                 for uuid, gpu in self._gpus.items()
             ]
             works = tuple(job.works)
+            having = [gpu for gpu, of_gpu in zip(self._gpus.values(), pieces, strict=True) if of_gpu]
+            starting = bool(having) and all(self._unworked(gpu, name) for gpu in having)
             if job.marks:
                 ended += (job.watch.interrupt(), job.marks.advance(since, horizon, pieces, works))
             else:
-                ended.append(job.watch.advance(since, horizon, pieces, works))
+                ended.append(job.watch.advance(since, horizon, pieces, works, starting=starting))
         return [found for found in ended if found]
 
     def _settle(self, horizon: float) -> None:
@@ -288,7 +291,8 @@ class Ledger:
             gpu.started = None
             return False
         if gpu.started is None:
-            gpu.started, gpu.worked = piece.since, 0.0
+            gpu.started, gpu.worked, gpu.used = piece.since, 0.0, 0.0
+        gpu.used += piece.busy * piece.seconds
         if piece.working:
             gpu.worked += piece.busy * piece.seconds
         return (
@@ -296,6 +300,22 @@ class Ledger:
             and gpu.worked < limits.startup_tensor_seconds
             and piece.at - gpu.started < limits.idle_limit_seconds
         )
+
+    def _unworked(self, gpu: _Gpu, name: str) -> bool:
+        """Whether its holder, of that job, came while the ledger ran and has not worked yet: as `_starting`, but a GPU
+        that has done nothing at all goes on starting however long that takes."""
+        limits = self._limits
+        for piece in gpu.book.pending:
+            if name in piece.jobs:
+                break
+            if piece.state == "read" and not piece.held:
+                return True  # what is known of the GPU is of the holder before
+        if gpu.present:
+            return False
+        if gpu.started is None:
+            return True
+        late = gpu.book.booked - gpu.started >= limits.idle_limit_seconds
+        return gpu.worked < limits.startup_tensor_seconds and not (late and gpu.used >= limits.startup_tensor_seconds)
 
     def _forget(self, now: float) -> None:
         for job in self._jobs.values():
