@@ -147,7 +147,9 @@ class Watch:
             episode.wrote_stalled += wrote
             episode.made += made
             episode.copied += copied(pieces, since, at)
-        elif writing:
+        elif (
+            writing and here
+        ):  # of a job without GPUs nobody knows that it still saves, and HOST's bytes are everybody's
             episode.active = at
             episode.wrote_beside += wrote
             episode.made += made

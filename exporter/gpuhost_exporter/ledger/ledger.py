@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from gpuhost_exporter.ledger.book import Book
 from gpuhost_exporter.ledger.checkpoint import Checkpoint, Watch
@@ -141,6 +141,7 @@ class Ledger:
                 self._owners = jobs_of(evidence)
                 self._members = {each.pid: each.job for each in evidence.processes if each.job} | self._owners
                 self.worlds = {each.key: each.world_size for each in evidence.jobs if each.world_size}
+                self._own()
                 for name, work in works(evidence, self._limits).items():
                     if name in self._jobs:
                         self._jobs[name].works.append(work)
@@ -195,7 +196,9 @@ class Ledger:
             self._tell(gpu, Piece(gpu.book.told, activity.since, held=last.processes is None))
         since = min(max(gpu.book.told, activity.since), activity.at)
         piece = of_activity(activity, last, since, self._limits, Usual(power_limit, gpu.usual_out))
-        piece = self._owned(piece, activity)
+        if piece.held:
+            pids = tuple(process.pid for process in activity.processes or ())
+            piece = self._known(piece.owned(self._owners, pids))
         if gpu.present is None:
             gpu.present = piece.held
         if piece.out is not None and piece.working and piece.idle <= self._limits.gap_ratio:
@@ -203,17 +206,19 @@ class Ledger:
         self._tell(gpu, piece)
         gpu.activity = activity
 
-    def _owned(self, piece: Piece, activity: Activity) -> Piece:
-        """The piece with the jobs whose processes have the GPU."""
-        if not piece.held:
-            return piece
-        owners = self._owners
-        names = {owners[process.pid] for process in activity.processes or () if process.pid in owners}
-        jobs = tuple(sorted(names)) or (HOST,)
-        for name in jobs:
+    def _own(self) -> None:
+        """Give what is not booked yet to the jobs of its processes, now that these are told."""
+        for gpu in self._gpus.values():
+            for number, piece in enumerate(gpu.book.pending):
+                if not self._owners.keys().isdisjoint(piece.pids):
+                    gpu.book.pending[number] = self._known(piece.owned(self._owners, piece.pids))
+            if gpu.latest and not self._owners.keys().isdisjoint(gpu.latest.pids):
+                gpu.latest = gpu.latest.owned(self._owners, gpu.latest.pids)
+
+    def _known(self, piece: Piece) -> Piece:
+        for name in piece.jobs:
             self._job(name)
-        # Whose copies leave a GPU that several have, nobody can tell.
-        return replace(piece, jobs=jobs, copied=piece.copied if len(jobs) == 1 else 0.0)
+        return piece
 
     @staticmethod
     def _tell(gpu: _Gpu, piece: Piece) -> None:

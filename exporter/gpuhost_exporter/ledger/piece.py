@@ -42,6 +42,7 @@ class Piece:
     clock: float | None = None  # hertz
     held_back: bool = False  # by heat or the power brake
     jobs: tuple[str, ...] = ()
+    pids: tuple[int, ...] = ()  # of its processes, while nobody has told whose they are
 
     @property
     def seconds(self) -> float:
@@ -62,6 +63,13 @@ class Piece:
             spinning=self.spinning and rate < limits.quiet_bytes_per_second,
             exchanging=self.exchanging or (self.profiled and rate >= limits.network_bytes_per_second),
         )
+
+    def owned(self, owners: Mapping[int, str], pids: tuple[int, ...]) -> Piece:
+        """The piece with the jobs of the processes that have the GPU."""
+        jobs = tuple(sorted({owners[pid] for pid in pids if pid in owners}))
+        # Whose copies leave a GPU that several have, nobody can tell.
+        copied = self.copied if len(jobs) <= 1 else 0.0
+        return replace(self, jobs=jobs or (HOST,), pids=() if jobs else pids, copied=copied)
 
     def cut(self, at: float) -> tuple[Piece, Piece]:
         """What was before that moment and what after; copied bytes go by time."""
