@@ -12,11 +12,12 @@ from support.gpus import FakeNvml, gpu, host_of, poll
 from support.traces import Trace
 from trees import Link, plant
 
-from gpuhost_exporter.collectors.checkpoints import RESULTS
+from gpuhost_exporter.collectors.checkpoints import RESULTS, Checkpoints
 from gpuhost_exporter.collectors.ledger import LedgerCollector
 from gpuhost_exporter.config import Price, Settings
 from gpuhost_exporter.exposition import Renderer
 from gpuhost_exporter.ledger.accounts import ACCOUNTS
+from gpuhost_exporter.ledger.checkpoint import Checkpoint
 from gpuhost_exporter.sources.marker import Marker
 from gpuhost_exporter.sources.state import State
 from gpuhost_exporter.sources.traffic import Carried, Traffic
@@ -247,3 +248,32 @@ def test_histograms_are_what_prometheus_takes_for_one(tmp_path, parse, is_openme
     assert samples["gpuhost_checkpoint_duration_seconds_bucket", "+Inf"] == 1
     assert samples["gpuhost_checkpoint_duration_seconds_count", None] == 1
     assert samples["gpuhost_checkpoint_duration_seconds_sum", None] == pytest.approx(7, abs=0.5)
+
+
+def ended(job, started, *, whole=True):
+    return Checkpoint(job, "/data", "sync", started, 7.0, 7.0, 140e9, 14.0, whole=whole)
+
+
+def of(kinds, name):
+    found = {sample.spec.name: sample.value for sample in kinds.samples(0.0)}
+    return found.get(f"gpuhost_checkpoint_{name}")
+
+
+def test_two_jobs_that_save_in_turn_each_have_their_own_interval():
+    kinds, told = Checkpoints(), []
+    for job, started in (("a", 100.0), ("b", 130.0), ("a", 160.0), ("b", 250.0), ("c", 260.0), ("a", 280.0)):
+        kinds.add(ended(job, started))
+        told.append(of(kinds, "interval_seconds"))
+    assert told == [None, None, 60.0, 120.0, None, 120.0]
+
+
+def test_a_remnant_counts_for_what_it_cost_alone():
+    kinds = Checkpoints()
+    kinds.add(ended("a", 100.0, whole=False))
+    kinds.add(ended("a", 160.0))
+    assert of(kinds, "gpu_seconds_lost_total") == 28.0
+    assert of(kinds, "interval_seconds") is None
+    counts = [sample.value for sample in kinds.samples(0.0) if sample.labels[-1] == "count"]
+    assert counts == [1, 1]
+    kinds.add(ended("a", 200.0, whole=False))
+    assert of(kinds, "last_timestamp_seconds") == 160.0

@@ -7,6 +7,9 @@ from dataclasses import replace
 import pytest
 from support.traces import START, Trace
 
+from gpuhost_exporter.ledger.checkpoint import Watch
+from gpuhost_exporter.ledger.piece import Piece, Work
+from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.marker import Mark
 
 EMPTY = 10.0  # seconds for which nobody has the GPUs
@@ -80,3 +83,55 @@ def test_a_mark_makes_one_before_the_first_step_too():
     (found,) = trace.run().checkpoints
     assert (found.name, found.seconds) == ("converted", 10.0)
     assert found.bytes == pytest.approx(10 * RATE, rel=0.15)
+
+
+@pytest.mark.parametrize("begin", [31.0, 33.5, 36.0])
+def test_one_that_is_under_way_when_the_exporter_starts_is_booked_and_not_whole(begin):
+    """The job saves from 30 to 37 s and from 90 to 97 s; a write() that began before counts when it returns."""
+
+    class Late(Trace):
+        def windows(self, before, now):
+            found = super().windows(before, now)
+            if now - START > begin + 2:
+                return found
+            return tuple(
+                replace(each, processes=tuple(told._replace(made_bytes=60 * 10**9) for told in each.processes))
+                for each in found
+            )
+
+    trace = Late(("checkpoint-sync", 115)).run(begin + tick for tick in range(int(115 - begin)))
+    remnant, whole = trace.checkpoints
+    assert (remnant.whole, whole.whole) == (False, True)
+    assert remnant.gpu_seconds == pytest.approx(2 * (37 - begin) * 0.97, abs=2)
+    assert whole.bytes == pytest.approx(140e9, rel=0.05)
+    assert whole.seconds == pytest.approx(7, abs=0.5)
+
+
+def test_nor_is_a_mark_whose_beginning_was_before():
+    trace = Fetching(("steady", 260))
+    pid = trace.gpus[0].pids[0]
+    trace.marks = (Mark(START + 205, pid, 1, 10.0, "old"), Mark(START + 230, pid, 2, 5.0, "new"))
+    trace.run(range(200, 250))
+    assert {found.name: found.whole for found in trace.checkpoints} == {"old": False, "new": True}
+
+
+def test_of_a_window_that_is_told_late_the_seconds_count_with_the_bytes():
+    """7 GB in the 7 s for which the GPU stands, all told when 3 s of them are settled."""
+    watch, found = Watch("j", Thresholds()), []
+    pieces = [
+        Piece(at, at + 1.0, held=True, busy=busy, profiled=True, working=busy > 0.5, jobs=("j",))
+        for at, busy in enumerate([1.0] * 9 + [0.0] * 7 + [1.0] * 9)
+    ]
+    works = [
+        Work(at, until, "process", made, made, 0.0, False, False, {}, "/data")
+        for at, until, made in ((0.0, 9.0, 0.0), (9.0, 16.0, 7e9), (16.0, 25.0, 0.0))
+    ]
+    for step in range(21):
+        known = step + 4.5
+        told = [each for each in works if each.at <= known]
+        ended = watch.advance(step, step + 1.0, [[each for each in pieces if each.at <= known]], told)
+        found += [ended] if ended else []
+    (one,) = found
+    assert one.whole
+    assert (one.started, one.seconds, one.stalled) == pytest.approx((9.0, 7.0, 7.0))
+    assert one.rate == pytest.approx(1e9, rel=0.01)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _MOST_MOUNTS = 8
 _OTHER_MOUNTS = "other"
+_MOST_JOBS = 64  # whose last one is remembered
 _DURATIONS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _SIZES = (1e9, 4e9, 16e9, 64e9, 140e9, 256e9, 512e9, 1e12, 2e12)
 
@@ -34,7 +35,8 @@ CHECKPOINT_BYTES = histogram(
 )
 CHECKPOINT_LOST = counter(
     "gpuhost_checkpoint_gpu_seconds_lost_total",
-    "GPU-seconds for which GPUs stood for checkpoints that have ended, all GPUs of the job together.",
+    "GPU-seconds for which GPUs stood for checkpoints that have ended, all GPUs of the job together. One that was "
+    "under way when the job was first seen counts here only: its length and bytes nobody saw.",
     "mount",
     "mode",
 )
@@ -59,7 +61,7 @@ LAST_AT = gauge(
 )
 LAST_INTERVAL = gauge(
     "gpuhost_checkpoint_interval_seconds",
-    "Seconds from the start of the last checkpoint but one to that of the last one.",
+    "Seconds from the start of the same job's checkpoint before to that of the last one. Absent after a job's first.",
     "mount",
     "mode",
 )
@@ -93,13 +95,19 @@ class _Kind:
         self.lost = 0.0
         self.last: Checkpoint | None = None
         self.interval: float | None = None
+        self._starts: dict[str, float] = {}  # of each job's last one
 
     def add(self, checkpoint: Checkpoint) -> None:
+        self.lost += checkpoint.gpu_seconds
+        if not checkpoint.whole:
+            return  # how long it took and what it wrote nobody saw
         self.seconds.add(checkpoint.seconds)
         self.bytes.add(checkpoint.bytes)
-        self.lost += checkpoint.gpu_seconds
-        if self.last and self.last.job == checkpoint.job:
-            self.interval = checkpoint.started - self.last.started
+        before = self._starts.pop(checkpoint.job, None)
+        self.interval = None if before is None else checkpoint.started - before
+        self._starts[checkpoint.job] = checkpoint.started  # now the youngest
+        if len(self._starts) > _MOST_JOBS:
+            del self._starts[next(iter(self._starts))]
         self.last = checkpoint
 
 

@@ -17,12 +17,14 @@ Mode = Literal["sync", "async", "remote"]
 UNKNOWN_MOUNT = "unknown"
 _BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D is still taken to write
 _TAIL_SHARE = 0.1
+_CALL_SECONDS = 10.0  # a write that was under way when its job was first seen may take so long to be counted, whole
 _USUAL_SECONDS = 60.0  # what a job writes all the time is learned over so long
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One that is over. `stalled` is the part of its duration for which GPUs stood; `gpu_seconds` what that cost."""
+    """One that is over. `stalled` is the part of its duration for which GPUs stood; `gpu_seconds` what that cost.
+    `whole`: its beginning was seen; else its duration, bytes and mode are of a remnant."""
 
     job: str
     mount: str
@@ -33,6 +35,7 @@ class Checkpoint:
     bytes: float
     gpu_seconds: float
     name: str = ""  # as its process marked it
+    whole: bool = True
 
     @property
     def rate(self) -> float:
@@ -49,6 +52,7 @@ class _Episode:
     head: float = 0.0  # seconds at the start of its first stretch for which the GPUs still worked
     tail: float = 0.0  # and at the end of its last one, for which they worked again
     known: bool = False
+    whole: bool = True
     stalls: list[tuple[float, float]] = field(default_factory=list)
     stalled: float = 0.0
     wrote_stalled: float = 0.0
@@ -65,6 +69,10 @@ class Watch:
         self._limits = limits
         self._episode: _Episode | None = None
         self._usual = 0.0  # bytes per second that the job writes while it trains
+        self._stood_since: float | None = None  # its GPUs, without a break
+        self._known_since: float | None = None  # its GPUs have been told of, and its processes
+        self._heard = False
+        self._seen_working = False
 
     @property
     def running_since(self) -> float | None:
@@ -107,11 +115,13 @@ class Watch:
         if at <= since:
             return None
         if starting:  # weights that are fetched are no checkpoint, and not what the job writes all the time
+            self._seen_working, self._stood_since = True, None
             return self.interrupt()
         here = [[piece for piece in of_gpu if piece.since < at and since < piece.at] for of_gpu in pieces]
         here = [of_gpu for of_gpu in here if of_gpu]
         standing = [[piece for piece in of_gpu if stands(piece, self._limits)] for of_gpu in here]
         still = bool(here) and 2 * sum(map(bool, standing)) >= len(here)
+        stood_since = self._follow(since, here, standing, works, still=still)
         copies = bool(here) and 2 * sum(any(piece.copying for piece in of_gpu) for of_gpu in here) >= len(here)
         wrote = _bytes(works, since, at, _wrote)
         made = _bytes(works, since, at, _made)
@@ -129,8 +139,13 @@ class Watch:
             first = [of_gpu[0] for of_gpu in standing if of_gpu]
             begin = max(since, min(piece.since for piece in first))
             episode = self._episode = _Episode(started=begin, active=at, wrote_at=at, head=_worked(first))
+            known_since = since if self._known_since is None else self._known_since
+            episode.whole = self._seen_working or begin - known_since >= _CALL_SECONDS
             # The window of writes in which it began: what came then is its own, if not usual.
             early = [work for work in works if work.since < since < work.at]
+            if early and stood_since is not None:  # and so is its time, if the GPUs stood already
+                episode.started, episode.head = max(stood_since, min(work.since for work in early)), 0.0
+                episode.stalled = begin - episode.started
             usual = sum(self._usual * (since - work.since) for work in early)
             episode.wrote_stalled = max(0.0, _bytes(early, 0.0, since, _wrote) - usual)
             episode.made = max(0.0, _bytes(early, 0.0, since, _made) - usual)
@@ -167,6 +182,29 @@ class Watch:
             return self._closed(episode, told=any(work.rung != "none" for work in works)) if episode.known else None
         return None
 
+    def _follow(
+        self,
+        since: float,
+        here: Sequence[Sequence[Piece]],
+        standing: Sequence[Sequence[Piece]],
+        works: Sequence[Work],
+        *,
+        still: bool,
+    ) -> float | None:
+        """Keep what tells whether a beginning is seen. Returns since when the GPUs have stood, if they did before."""
+        before = self._stood_since
+        if not still:
+            self._stood_since = None
+            self._seen_working |= bool(here)
+        elif before is None:
+            first = [of_gpu[0] for of_gpu in standing if of_gpu]
+            self._stood_since = max(since, min(piece.since for piece in first)) + _worked(first)
+        if here and self._known_since is None:
+            self._known_since = since
+        if works and self._known_since is not None and not self._heard:
+            self._known_since, self._heard = max(self._known_since, works[0].since), True
+        return before
+
     @staticmethod
     def _bytes_so_far(episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]) -> float:
         """With what has come since the moment that is being settled."""
@@ -190,6 +228,7 @@ class Watch:
             stalled=max(0.0, episode.stalled - episode.head - episode.tail),
             bytes=episode.made if episode.made >= self._limits.checkpoint_bytes else max(episode.made, episode.copied),
             gpu_seconds=episode.gpu_seconds,
+            whole=episode.whole,
         )
 
 

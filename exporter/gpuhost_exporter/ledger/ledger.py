@@ -165,11 +165,6 @@ class Ledger:
             if job.marks:
                 job.marks.forget(now, holders | self._members.keys())
 
-    def _job(self, name: str) -> _Job:
-        if name not in self._jobs:
-            self._jobs[name] = _Job(Watch(name, self._limits), Marks(name, self._limits))
-        return self._jobs[name]
-
     def _observe(
         self,
         gpu: _Gpu,
@@ -217,7 +212,8 @@ class Ledger:
 
     def _known(self, piece: Piece) -> Piece:
         for name in piece.jobs:
-            self._job(name)
+            if name not in self._jobs:
+                self._jobs[name] = _Job(Watch(name, self._limits), Marks(name, self._limits, piece.since))
         return piece
 
     @staticmethod

@@ -43,9 +43,11 @@ class _Sums:
 class Marks:
     """Of one job. Led along the time that is being settled, as checkpoint.Watch is."""
 
-    def __init__(self, job: str, limits: Thresholds) -> None:
+    def __init__(self, job: str, limits: Thresholds, since: float) -> None:
+        """`since`: when the job was first seen."""
         self._job = job
         self._limits = limits
+        self._since = since
         self._spans: list[_Span] = []
         self._sums = _Sums()
         self._works_until = -math.inf
@@ -154,4 +156,5 @@ class Marks:
             bytes=max(0.0, sums.made) if sums.told and mode != "remote" else max(sums.made, sums.copied),
             gpu_seconds=sums.gpu_seconds,
             name=next((span.name for span in group if span.name), ""),
+            whole=begin >= self._since,
         )
