@@ -50,9 +50,10 @@ TIME = gpu_counter(
     "startup and restore: until 10 s of tensor work, at most 10 min; restore while files are read. "
     "data: idle while the job reads, or its loaders block or burn CPU. "
     "host: idle while the holder burns CPU, and the gaps between kernels. held_idle: idle with none of these. "
-    "throttled: an estimate, busy time lost to clocks below the siblings' by heat or power brake. unallocated: no "
-    "process. lost: the GPU does not answer or needs a reset. unknown: nothing told, as in a driver upgrade. "
-    "A GPU in MIG instances is unknown while any has a process: nothing tells the whole GPU's activity. Of several "
+    "throttled: an estimate, busy time lost to heat or power brake, by the clock of GPUs of the same product that "
+    "neither holds back, or the last such clock seen where all are held back; none before one was seen. "
+    "unallocated: no process. lost: the GPU does not answer or needs a reset. unknown: nothing told, as in a driver "
+    "upgrade. A GPU in MIG instances is unknown while any has a process: nothing tells the whole GPU's activity. Of several "
     "jobs on a GPU the evidence of any counts, copies tell nothing, and a checkpoint of one is booked though the "
     "others may have idled.",
     "account",
@@ -235,6 +236,7 @@ class LedgerCollector(Collector):
             power_limits={health.uuid: health.power_limit_watts for health in healths if health.power_limit_watts},
             marks=self.host.marker.take() if self.host.marker else (),
             networks=[self._network(traffic) for traffic in self.host.traffic.take()],
+            products={gpu.uuid: gpu.name for gpu in nvml.gpus()},
         )
 
     def _xids(self, now: float) -> dict[str, tuple[str, float]]:

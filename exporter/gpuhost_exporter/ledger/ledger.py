@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from gpuhost_exporter.ledger.book import Book
 from gpuhost_exporter.ledger.checkpoint import Checkpoint, Watch
-from gpuhost_exporter.ledger.classify import Around, free_clock, shares, waits
+from gpuhost_exporter.ledger.classify import Around, shares, waits
+from gpuhost_exporter.ledger.clocks import Clocks
 from gpuhost_exporter.ledger.marks import Marks
 from gpuhost_exporter.ledger.network import Network, Networks
 from gpuhost_exporter.ledger.piece import HOST, RUNGS, Piece, Rung, Usual, Work, jobs_of, of_activity, works
@@ -34,7 +35,8 @@ _LOST = frozenset({"lost", "needs_reset", "missing"})
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What the host's readers have told. `states`: uuid -> one of GPU_STATES; `activities`: the last few of each GPU,
-    oldest first; `windows` of processes, `marks` and `networks`: those that are new; `power_limits` in watts."""
+    oldest first; `windows` of processes, `marks` and `networks`: those that are new; `power_limits` in watts;
+    `products`: uuid -> the GPU's name."""
 
     states: Mapping[str, str]
     activities: Sequence[Activity]
@@ -42,6 +44,7 @@ class Seen:
     power_limits: Mapping[str, float] = field(default_factory=dict)
     marks: Sequence[Mark] = ()
     networks: Sequence[Network] = ()
+    products: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -82,6 +85,7 @@ class Ledger:
         self.marks: Counter[str] = Counter()  # "taken" and "unowned"
         self._settled: float | None = None
         self._networks = Networks(limits)
+        self._clocks = Clocks()
 
     @property
     def books(self) -> dict[str, Book]:
@@ -130,7 +134,7 @@ class Ledger:
         self._mark(now, seen.marks)
         horizon = now - HOLD_SECONDS
         ended = self._lead_watches(horizon)
-        self._settle(horizon)
+        self._settle(horizon, seen.products)
         self._forget(now)
         return ended
 
@@ -241,11 +245,15 @@ class Ledger:
                 ended.append(job.watch.advance(since, horizon, pieces, works, starting=starting))
         return [found for found in ended if found]
 
-    def _settle(self, horizon: float) -> None:
-        clock = free_clock(self.latest.values())
+    def _settle(self, horizon: float, products: Mapping[str, str]) -> None:
+        unbooked: dict[str, list[Piece]] = {}
+        for uuid, gpu in self._gpus.items():
+            unbooked.setdefault(products.get(uuid, ""), []).extend(gpu.book.pending)
+        self._clocks.take(unbooked)
         for uuid, gpu in self._gpus.items():
             for settled in gpu.book.settled(horizon):
                 piece = self._networks.beside(uuid, settled)
+                clock = self._clocks.beside(products.get(uuid, ""), piece) if piece.held_back else None
                 booked = gpu.book.book(piece, shares(piece, self._around(uuid, gpu, piece, clock), self._limits))
                 for account, seconds in booked.items():
                     self._spend(piece.at, uuid, account, seconds)
