@@ -72,17 +72,18 @@ def test_a_checkpoint_makes_its_histograms_and_its_last_figures(tmp_path):
     assert found["checkpoint_interval_seconds"][kind] == pytest.approx(60, abs=0.1)
     assert found["checkpoint_last_timestamp_seconds"][kind] == pytest.approx(1090, abs=1)
     assert found["checkpoint_gpu_seconds_lost_total"][kind] == pytest.approx(2 * 2 * 7 * 0.97, rel=0.05)
-    assert found["checkpoint_in_progress"] == {(): 0}
+    assert found["checkpoint_in_progress"] == {kind: 0, ("unknown", "sync"): 0}
 
 
 def test_without_a_checkpoint_there_are_no_figures_of_one(tmp_path):
     found = Watched(tmp_path, ("steady", 60)).run().found
     assert {name for name in found if name.startswith("checkpoint_")} == {"checkpoint_in_progress"}
+    assert found["checkpoint_in_progress"] == {("unknown", "sync"): 0}
 
 
 def test_one_that_is_in_progress_shows(tmp_path):
     watched = Watched(tmp_path, ("checkpoint-stall", 50)).run()
-    assert watched.found["checkpoint_in_progress"] == {(): 1}
+    assert watched.found["checkpoint_in_progress"] == {("/data", "sync"): 1, ("unknown", "sync"): 0}
     assert watched.of("gpu_phase", "checkpointing") == 1
     assert watched.of("gpu_phase_since_timestamp_seconds") == pytest.approx(1024, abs=2)
 
@@ -100,6 +101,43 @@ def test_the_one_that_did_not_join_is_named_with_its_last_xid(tmp_path):
     assert found == {("6", uuid, "not_joined", "idle", "31"): 1}
     found, uuid = named(-400)
     assert found == {("6", uuid, "not_joined", "idle", ""): 1}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "processes", "at", "kind"),
+    [
+        ("checkpoint-async", True, 32, ("/data", "async")),
+        ("checkpoint-sync", False, 36, ("unknown", "sync")),
+    ],
+    ids=["async, by what was written beside training", "copies alone"],
+)
+def test_one_in_progress_says_where_to_and_how_as_far_as_that_shows(tmp_path, scenario, processes, at, kind):
+    watched = Watched(tmp_path, (scenario, at), processes=processes).run()
+    found = watched.found["checkpoint_in_progress"]
+    assert {each for each, count in found.items() if count} == {kind}
+    assert sum(found.values()) == 1
+
+
+@pytest.mark.parametrize(("at", "mode"), [(34, "sync"), (36, "remote")])
+def test_one_that_writes_no_file_looks_remote_after_its_first_seconds(tmp_path, at, mode):
+    class Remote(Watched):
+        def windows(self, before, now):
+            return tuple(
+                replace(each, processes=tuple(told._replace(written_chars=0, made_bytes=0) for told in each.processes))
+                for each in super().windows(before, now)
+            )
+
+    found = Remote(tmp_path, ("checkpoint-sync", at)).run().found["checkpoint_in_progress"]
+    assert {kind for kind, count in found.items() if count} == {("unknown", mode)}
+
+
+def test_more_mounts_than_are_told_apart_are_other():
+    kinds = Checkpoints()
+    mounts = [f"/data{number}" for number in range(20)]
+    tuple(kinds.progress((mount, "sync") for mount in mounts))
+    found = {sample.labels: sample.value for sample in kinds.progress([("/data1", "sync"), ("/data19", "sync")])}
+    assert len(found) == 10
+    assert {labels for labels, value in found.items() if value} == {("/data1", "sync"), ("other", "sync")}
 
 
 @pytest.mark.parametrize(

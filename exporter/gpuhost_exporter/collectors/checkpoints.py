@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from gpuhost_exporter.ledger.histogram import Histogram
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _MOST_MOUNTS = 8
 _OTHER_MOUNTS = "other"
+_BEFORE = ("unknown", "sync")  # what is there at 0 before any
 _MOST_JOBS = 64  # whose last one is remembered
 _DURATIONS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _SIZES = (1e9, 4e9, 16e9, 64e9, 140e9, 256e9, 512e9, 1e12, 2e12)
@@ -65,6 +67,13 @@ LAST_INTERVAL = gauge(
     "mount",
     "mode",
 )
+IN_PROGRESS = gauge(
+    "gpuhost_checkpoint_in_progress",
+    "Jobs on this host whose checkpoint has begun and not ended, as of 4 s ago, by mount (unknown until bytes tell) "
+    "and by what its mode looks like so far. What was seen once stays at 0; summed over mount and mode they are all.",
+    "mount",
+    "mode",
+)
 MARKS = counter(
     "gpuhost_checkpoint_marks_total",
     "Marks that came over the marker socket, a start and an end for each checkpoint. taken: of a GPU's job, and used. "
@@ -82,6 +91,7 @@ SPECS = (
     LAST_RATE,
     LAST_AT,
     LAST_INTERVAL,
+    IN_PROGRESS,
     MARKS,
 )
 
@@ -116,12 +126,25 @@ class Checkpoints:
 
     def __init__(self) -> None:
         self._kinds: dict[tuple[str, str], _Kind] = {}
+        self._mounts: set[str] = set()
+        self._running: Counter[tuple[str, str]] = Counter({_BEFORE: 0})
 
     def add(self, checkpoint: Checkpoint) -> None:
-        mounts = {mount for mount, _ in self._kinds}
-        known = checkpoint.mount in mounts or len(mounts) < _MOST_MOUNTS
-        key = (checkpoint.mount if known else _OTHER_MOUNTS, checkpoint.mode)
-        self._kinds.setdefault(key, _Kind()).add(checkpoint)
+        self._kinds.setdefault((self._mount(checkpoint.mount), checkpoint.mode), _Kind()).add(checkpoint)
+
+    def progress(self, running: Iterable[tuple[str, str]]) -> Iterator[Sample]:
+        """`running`: mount and mode of each that is in progress."""
+        for kind in self._running:
+            self._running[kind] = 0
+        self._running.update((self._mount(mount), mode) for mount, mode in running)
+        for (mount, mode), count in self._running.items():
+            yield IN_PROGRESS(mount, mode, value=count)
+
+    def _mount(self, mount: str) -> str:
+        if mount not in self._mounts and len(self._mounts) >= _MOST_MOUNTS:
+            return _OTHER_MOUNTS
+        self._mounts.add(mount)
+        return mount
 
     def samples(self, wall: float) -> Iterator[Sample]:
         """`wall`: when Clock.now() was 0, in seconds since the epoch."""

@@ -53,9 +53,9 @@ TIME = gpu_counter(
     "throttled: an estimate, busy time lost to heat or power brake, by the clock of GPUs of the same product that "
     "neither holds back, or the last such clock seen where all are held back; none before one was seen. "
     "unallocated: no process. lost: the GPU does not answer or needs a reset. unknown: nothing told, as in a driver "
-    "upgrade. A GPU in MIG instances is unknown while any has a process: nothing tells the whole GPU's activity. Of several "
-    "jobs on a GPU the evidence of any counts, copies tell nothing, and a checkpoint of one is booked though the "
-    "others may have idled.",
+    "upgrade. A GPU in MIG instances is unknown while any has a process: nothing tells the whole GPU's activity. Of "
+    "several jobs on a GPU the evidence of any counts, copies tell nothing, and a checkpoint of one is booked though "
+    "the others may have idled.",
     "account",
 )
 PENDING = gpu_gauge(
@@ -79,9 +79,6 @@ EVIDENCE = gpu_info(
 PRICE = gpu_gauge(
     "gpuhost_price_dollars_per_gpu_hour",
     "Dollars for an hour of this GPU, from the configuration's [price]; 3 where nothing is set.",
-)
-IN_PROGRESS = gauge(
-    "gpuhost_checkpoint_in_progress", "Jobs on this host whose checkpoint has begun and not ended, as of 4 s ago."
 )
 PHASE = gpu_gauge(
     "gpuhost_gpu_phase",
@@ -141,7 +138,6 @@ class LedgerCollector(Collector):
         EVIDENCE,
         PRICE,
         *checkpoints.SPECS,
-        IN_PROGRESS,
         PHASE,
         PHASE_SINCE,
         STEP,
@@ -210,7 +206,7 @@ class LedgerCollector(Collector):
             if piece := latest.get(gpu.uuid):
                 yield from self._present(gpu, piece)
         yield from self._blame(gpus)
-        yield IN_PROGRESS(value=len(self._ledger.checkpoints_running()))
+        yield from self._checkpoints.progress(self._ledger.in_progress())
         yield from self._checkpoints.samples(self._wall)
         yield from self._marks()
         evidence = self.host.processes.last()

@@ -53,6 +53,7 @@ class _Episode:
     tail: float = 0.0  # and at the end of its last one, for which they worked again
     known: bool = False
     whole: bool = True
+    told: bool = False  # the job's bytes are known
     stalls: list[tuple[float, float]] = field(default_factory=list)
     stalled: float = 0.0
     wrote_stalled: float = 0.0
@@ -80,6 +81,17 @@ class Watch:
         episode = self._episode
         return episode.started if episode and episode.known else None
 
+    @property
+    def running(self) -> tuple[str, Mode] | None:
+        """Mount and mode of the checkpoint in progress, as far as it has come; None while there is none."""
+        episode = self._episode
+        if episode is None or not episode.known:
+            return None
+        mode = self._mode(episode)
+        if mode == "remote" and episode.active - episode.started < self._limits.checkpoint_quiet_seconds:
+            mode = "sync"  # what is copied out first is often written next
+        return UNKNOWN_MOUNT if mode == "remote" else last_mount(episode.mounts, episode.made), mode
+
     def covers(self, since: float, at: float) -> bool:
         """Whether the job stood for a checkpoint at some moment of that stretch."""
         episode = self._episode
@@ -95,7 +107,7 @@ class Watch:
     def interrupt(self) -> Checkpoint | None:
         """Go by what the job marks from now on. Returns the checkpoint that was in progress."""
         episode, self._episode = self._episode, None
-        return self._closed(episode, told=True) if episode and episode.known else None
+        return self._closed(episode) if episode and episode.known else None
 
     def advance(
         self,
@@ -149,6 +161,7 @@ class Watch:
             usual = sum(self._usual * (since - work.since) for work in early)
             episode.wrote_stalled = max(0.0, _bytes(early, 0.0, since, _wrote) - usual)
             episode.made = max(0.0, _bytes(early, 0.0, since, _made) - usual)
+        episode.told = any(work.rung != "none" for work in works)
         if writing or copies:
             episode.wrote_at = at
         held_up = blocked and at - episode.wrote_at < _BLOCKED_SECONDS
@@ -179,7 +192,7 @@ class Watch:
             episode.known = self._bytes_so_far(episode, at, pieces, works) >= limits.checkpoint_bytes
         if at - episode.active >= limits.checkpoint_quiet_seconds:
             self._episode = None
-            return self._closed(episode, told=any(work.rung != "none" for work in works)) if episode.known else None
+            return self._closed(episode) if episode.known else None
         return None
 
     def _follow(
@@ -211,12 +224,13 @@ class Watch:
         later = _bytes(works, at, float("inf"), _made)
         return max(episode.made + later, episode.copied + copied(pieces, at, float("inf")))
 
-    def _closed(self, episode: _Episode, *, told: bool) -> Checkpoint:
-        mode: Mode = "sync"
-        if told and episode.made < self._limits.checkpoint_bytes <= episode.copied:
-            mode = "remote"
-        elif episode.wrote_beside > episode.wrote_stalled:
-            mode = "async"
+    def _mode(self, episode: _Episode) -> Mode:
+        if episode.told and episode.made < self._limits.checkpoint_bytes <= episode.copied:
+            return "remote"
+        return "async" if episode.wrote_beside > episode.wrote_stalled else "sync"
+
+    def _closed(self, episode: _Episode) -> Checkpoint:
+        mode = self._mode(episode)
         # What is still written when the GPUs go on is the end of a window, unless it is most of it.
         end = episode.active if mode == "async" else episode.stalls[-1][1] - episode.tail
         return Checkpoint(

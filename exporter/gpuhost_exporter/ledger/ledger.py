@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpuhost_exporter.ledger.book import Book
-from gpuhost_exporter.ledger.checkpoint import Checkpoint, Watch
+from gpuhost_exporter.ledger.checkpoint import Checkpoint, Mode, Watch
 from gpuhost_exporter.ledger.classify import Around, shares, waits
 from gpuhost_exporter.ledger.clocks import Clocks
 from gpuhost_exporter.ledger.marks import Marks
@@ -115,6 +115,12 @@ class Ledger:
         """job -> when the checkpoint that it stands for began."""
         found = {name: job.marks.running_since or job.watch.running_since for name, job in self._jobs.items()}
         return {name: since for name, since in found.items() if since is not None}
+
+    def in_progress(self) -> list[tuple[str, Mode]]:
+        """Mount and mode, as far as they are known, of the checkpoints that checkpoints_running() tells of."""
+        marked = [job.marks.running for job in self._jobs.values() if job.marks.running_since is not None]
+        found = [job.watch.running for job in self._jobs.values() if job.marks.running_since is None]
+        return [*marked, *(each for each in found if each)]
 
     def tick(self, now: float, seen: Seen) -> list[Checkpoint]:
         """Take in what was read and book what is old enough. Returns the checkpoints that have ended."""

@@ -61,6 +61,16 @@ class Marks:
     def running_since(self) -> float | None:
         return min((span.since for span in self._spans if span.until > self._settled), default=None)
 
+    @property
+    def running(self) -> tuple[str, Mode]:
+        """Mount and mode of the checkpoint in progress, as far as it has come."""
+        sums = self._sums
+        if sums.told and sums.made < self._limits.checkpoint_bytes <= sums.copied:
+            return UNKNOWN_MOUNT, "remote"
+        begin = self.running_since
+        passed = 0.0 if begin is None else self._settled - begin
+        return last_mount(sums.mounts, sums.made), "async" if 2 * sums.stalled < passed else "sync"
+
     def take(self, mark: Mark) -> None:
         if mark.seconds is None:
             # Its last one has not ended, as far as was heard: how long it took nobody knows.
