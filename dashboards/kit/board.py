@@ -110,7 +110,7 @@ class Board:
             found.append(
                 _annotation(
                     "Checkpoints",
-                    scope("gpuhost_checkpoint_in_progress") + " > 0",
+                    f"sum without (mount, mode) ({scope('gpuhost_checkpoint_in_progress')}) > 0",
                     "yellow",
                     "Checkpoint",
                     "{{instance}}",

@@ -104,6 +104,31 @@ def test_heat_costs_the_hot_gpu_what_its_clock_lacks():
     assert "throttled" not in trace.shares(0)
 
 
+class Braked(Trace):
+    """The power brake of the host halves every clock, from 30 s on."""
+
+    since = 30.0
+
+    def activity(self, gpu, before, now):
+        told = super().activity(gpu, before, now)
+        if now - START <= self.since:
+            return told
+        return replace(told, sm_clock_hertz=told.sm_clock_hertz / 2, clock_event_reasons=0x80)
+
+
+def test_a_brake_of_the_whole_host_costs_half_of_what_is_computed():
+    trace = Braked(("steady", 120 + LAG), count=8).run()
+    slow = 90 / 120 * TRAINING / 2
+    for index in range(8):
+        near(trace.shares(index), {"throttled": slow, "compute": TRAINING - slow, "host": 0.04})
+
+
+def test_a_host_that_is_braked_from_the_start_has_nothing_to_compare_with():
+    trace = Braked(("steady", 60 + LAG))
+    trace.since = -1.0
+    assert "throttled" not in trace.run().shares()
+
+
 def test_a_lost_gpu_is_lost_and_its_siblings_wait():
     trace = Trace(("gpu-lost", 120 + LAG), count=4).run()
     near(trace.shares(3), {"lost": 100 / 120, "compute": 20 / 120 * TRAINING, "host": 0.0067})

@@ -59,6 +59,7 @@ class Trace:
             windows=self.windows(before, now) if self.processes and before is not None else (),
             power_limits={gpu.uuid: self.timeline.host.model.limit_watts for gpu in self.gpus},
             networks=self.networks(),
+            products=dict.fromkeys([gpu.uuid for gpu in self.gpus], self.timeline.host.model.name),
         )
         self.checkpoints += self.ledger.tick(now, self.change(seen))
         if self.network and self.ledger.wants_network(now):

@@ -12,11 +12,12 @@ from support.gpus import FakeNvml, gpu, host_of, poll
 from support.traces import Trace
 from trees import Link, plant
 
-from gpuhost_exporter.collectors.checkpoints import RESULTS
+from gpuhost_exporter.collectors.checkpoints import RESULTS, Checkpoints
 from gpuhost_exporter.collectors.ledger import LedgerCollector
 from gpuhost_exporter.config import Price, Settings
 from gpuhost_exporter.exposition import Renderer
 from gpuhost_exporter.ledger.accounts import ACCOUNTS
+from gpuhost_exporter.ledger.checkpoint import Checkpoint
 from gpuhost_exporter.sources.marker import Marker
 from gpuhost_exporter.sources.state import State
 from gpuhost_exporter.sources.traffic import Carried, Traffic
@@ -71,19 +72,72 @@ def test_a_checkpoint_makes_its_histograms_and_its_last_figures(tmp_path):
     assert found["checkpoint_interval_seconds"][kind] == pytest.approx(60, abs=0.1)
     assert found["checkpoint_last_timestamp_seconds"][kind] == pytest.approx(1090, abs=1)
     assert found["checkpoint_gpu_seconds_lost_total"][kind] == pytest.approx(2 * 2 * 7 * 0.97, rel=0.05)
-    assert found["checkpoint_in_progress"] == {(): 0}
+    assert found["checkpoint_in_progress"] == {kind: 0, ("unknown", "sync"): 0}
 
 
 def test_without_a_checkpoint_there_are_no_figures_of_one(tmp_path):
     found = Watched(tmp_path, ("steady", 60)).run().found
     assert {name for name in found if name.startswith("checkpoint_")} == {"checkpoint_in_progress"}
+    assert found["checkpoint_in_progress"] == {("unknown", "sync"): 0}
 
 
 def test_one_that_is_in_progress_shows(tmp_path):
     watched = Watched(tmp_path, ("checkpoint-stall", 50)).run()
-    assert watched.found["checkpoint_in_progress"] == {(): 1}
+    assert watched.found["checkpoint_in_progress"] == {("/data", "sync"): 1, ("unknown", "sync"): 0}
     assert watched.of("gpu_phase", "checkpointing") == 1
     assert watched.of("gpu_phase_since_timestamp_seconds") == pytest.approx(1024, abs=2)
+
+
+def test_the_one_that_did_not_join_is_named_with_its_last_xid(tmp_path):
+    def named(told):
+        watched = Watched(tmp_path, ("nccl-hang", 100), count=8)
+        wall = watched.host.clock.wall() - watched.host.clock.now() + 1020
+        watched.host.board.post("xids", {watched.gpus[6].uuid: ("31", wall + told)}, math.inf)
+        watched.run()
+        assert watched.of("gpu_hang_seconds", index=0) == pytest.approx(80, abs=2)
+        return watched.found["gpu_culprit_info"], watched.gpus[6].uuid
+
+    found, uuid = named(0)
+    assert found == {("6", uuid, "not_joined", "idle", "31"): 1}
+    found, uuid = named(-400)
+    assert found == {("6", uuid, "not_joined", "idle", ""): 1}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "processes", "at", "kind"),
+    [
+        ("checkpoint-async", True, 32, ("/data", "async")),
+        ("checkpoint-sync", False, 36, ("unknown", "sync")),
+    ],
+    ids=["async, by what was written beside training", "copies alone"],
+)
+def test_one_in_progress_says_where_to_and_how_as_far_as_that_shows(tmp_path, scenario, processes, at, kind):
+    watched = Watched(tmp_path, (scenario, at), processes=processes).run()
+    found = watched.found["checkpoint_in_progress"]
+    assert {each for each, count in found.items() if count} == {kind}
+    assert sum(found.values()) == 1
+
+
+@pytest.mark.parametrize(("at", "mode"), [(34, "sync"), (36, "remote")])
+def test_one_that_writes_no_file_looks_remote_after_its_first_seconds(tmp_path, at, mode):
+    class Remote(Watched):
+        def windows(self, before, now):
+            return tuple(
+                replace(each, processes=tuple(told._replace(written_chars=0, made_bytes=0) for told in each.processes))
+                for each in super().windows(before, now)
+            )
+
+    found = Remote(tmp_path, ("checkpoint-sync", at)).run().found["checkpoint_in_progress"]
+    assert {kind for kind, count in found.items() if count} == {("unknown", mode)}
+
+
+def test_more_mounts_than_are_told_apart_are_other():
+    kinds = Checkpoints()
+    mounts = [f"/data{number}" for number in range(20)]
+    tuple(kinds.progress((mount, "sync") for mount in mounts))
+    found = {sample.labels: sample.value for sample in kinds.progress([("/data1", "sync"), ("/data19", "sync")])}
+    assert len(found) == 10
+    assert {labels for labels, value in found.items() if value} == {("/data1", "sync"), ("other", "sync")}
 
 
 @pytest.mark.parametrize(
@@ -172,7 +226,7 @@ def test_a_gap_before_the_start_is_a_gauge_and_no_jump(tmp_path):
 def test_a_culprit_is_one_series_and_says_why(tmp_path):
     watched = Watched(tmp_path, ("gpu-lost", 60), count=4).run()
     assert watched.of("gpu_culprit", "not_joined", index=3) == 1
-    assert watched.of("gpu_culprit_info", "not_joined", "lost", index=3) == 1
+    assert watched.of("gpu_culprit_info", "not_joined", "lost", "", index=3) == 1
     assert len(watched.found["gpu_culprit_info"]) == 1
     assert watched.of("gpu_culprit", "not_joined", index=0) == 0
     assert watched.of("gpu_hang_seconds", index=0) >= 30
@@ -232,3 +286,32 @@ def test_histograms_are_what_prometheus_takes_for_one(tmp_path, parse, is_openme
     assert samples["gpuhost_checkpoint_duration_seconds_bucket", "+Inf"] == 1
     assert samples["gpuhost_checkpoint_duration_seconds_count", None] == 1
     assert samples["gpuhost_checkpoint_duration_seconds_sum", None] == pytest.approx(7, abs=0.5)
+
+
+def ended(job, started, *, whole=True):
+    return Checkpoint(job, "/data", "sync", started, 7.0, 7.0, 140e9, 14.0, whole=whole)
+
+
+def of(kinds, name):
+    found = {sample.spec.name: sample.value for sample in kinds.samples(0.0)}
+    return found.get(f"gpuhost_checkpoint_{name}")
+
+
+def test_two_jobs_that_save_in_turn_each_have_their_own_interval():
+    kinds, told = Checkpoints(), []
+    for job, started in (("a", 100.0), ("b", 130.0), ("a", 160.0), ("b", 250.0), ("c", 260.0), ("a", 280.0)):
+        kinds.add(ended(job, started))
+        told.append(of(kinds, "interval_seconds"))
+    assert told == [None, None, 60.0, 120.0, None, 120.0]
+
+
+def test_a_remnant_counts_for_what_it_cost_alone():
+    kinds = Checkpoints()
+    kinds.add(ended("a", 100.0, whole=False))
+    kinds.add(ended("a", 160.0))
+    assert of(kinds, "gpu_seconds_lost_total") == 28.0
+    assert of(kinds, "interval_seconds") is None
+    counts = [sample.value for sample in kinds.samples(0.0) if sample.labels[-1] == "count"]
+    assert counts == [1, 1]
+    kinds.add(ended("a", 200.0, whole=False))
+    assert of(kinds, "last_timestamp_seconds") == 160.0

@@ -107,6 +107,13 @@ def test_an_event_counts_for_its_gpu_by_severity_and_code_with_its_time(site):
     assert events(found, "critical", "1", "GPU-1") == 0
 
 
+def test_the_last_of_each_gpu_is_told_to_other_collectors(site):
+    site.logged(xid(1, 31, wall=SETTLED - 5), xid(2, 45, wall=SETTLED - 4), xid(3, 13, wall=SETTLED - 9))
+    site.poll()
+    told = site.host.board.last("xids", dict, site.host.clock.now())
+    assert told == {"GPU-0": ("45", SETTLED - 4)}
+
+
 def test_a_code_that_is_not_watched_begins_at_zero_and_rises_later(site):
     site.logged(xid(1, 31, text="pid=1, MMU Fault"))
     found = site.poll()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from support.gpus import reading
 
 from gpuhost_exporter.ledger.accounts import ACCOUNTS, PRECEDENCE
-from gpuhost_exporter.ledger.classify import Around, free_clock, shares, waits
+from gpuhost_exporter.ledger.classify import Around, shares, waits
+from gpuhost_exporter.ledger.clocks import Clocks
 from gpuhost_exporter.ledger.piece import Piece, Usual, Work, of_activity
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.nvml.readings import Activity, Process
@@ -132,13 +135,35 @@ def test_heat_and_power_brakes_cost_what_the_clock_lacks(reasons, throttled):
     assert "throttled" not in shares(slow, Around(clock=1.5e9), LIMITS)
 
 
-def test_the_clock_to_compare_with_is_that_of_siblings_at_work_that_nothing_holds_back():
-    def at(clock, **told):
-        return gpm(0.9, sm=0.7, tensor=0.4, sm_clock_hertz=clock, **told)
+def at(second, clock, *, brake=False, busy=0.9):
+    told = gpm(busy, sm=0.7, tensor=0.4 if busy > 0.5 else 0.0, sm_clock_hertz=clock, clock_event_reasons=0x80 * brake)
+    return replace(told, since=second, at=second + 1.0)
 
-    hot = at(1.2e9, clock_event_reasons=0x20)
-    assert free_clock([hot, at(1.9e9), at(2.0e9), at(1.95e9), gpm(0.0, sm_clock_hertz=0.3e9)]) == 1.95e9
-    assert free_clock([hot]) is None
+
+def test_the_clock_to_compare_with_is_that_of_siblings_at_work_that_nothing_holds_back():
+    clocks, hot = Clocks(), at(0, 1.2e9, brake=True)
+    siblings = [at(0, 1.9e9), at(0, 2.0e9), at(0, 1.95e9), at(0, 0.3e9, busy=0.0)]
+    clocks.take({"H100": [hot, *siblings], "L40S": [at(0, 2.5e9)]})
+    assert clocks.beside("H100", hot) == 1.95e9
+    assert clocks.beside("A100", hot) is None
+
+
+def test_it_is_that_of_the_pieces_own_time():
+    clocks, hot = Clocks(), at(0, 1.2e9, brake=True)
+    clocks.take({"H100": [hot, at(1, 1.2e9, brake=True), at(0, 1.8e9), at(1, 1.4e9)]})
+    assert clocks.beside("H100", hot) == 1.8e9
+    assert clocks.beside("H100", at(1, 1.2e9, brake=True)) == 1.4e9
+
+
+def test_where_all_are_held_back_it_is_the_last_one_seen_before():
+    clocks, braked = Clocks(), [at(9, 1.0e9, brake=True) for _ in range(4)]
+    clocks.take({"H100": braked})
+    assert clocks.beside("H100", braked[0]) is None
+    clocks.take({"H100": [at(8, 1.9e9) for _ in range(4)]})
+    clocks.take({"H100": [*braked[:3], at(9, 1.0e9)]})  # the brake's reason is told a moment late
+    clocks.take({"H100": [at(10, 1.0e9, brake=True) for _ in range(4)]})
+    clocks.take({"H100": []})
+    assert clocks.beside("H100", at(10, 1.0e9, brake=True)) == 1.9e9
 
 
 def test_every_account_but_the_estimate_stands_in_the_table_of_precedence():

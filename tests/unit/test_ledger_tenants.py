@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support.traces import Trace
+from support.traces import START, Trace
 
 from gpuhost_exporter.collectors.ledger import EVIDENCE, TIME
 from gpuhost_exporter.ledger.piece import works
@@ -84,6 +84,50 @@ def test_a_gpu_in_instances_that_nobody_has_is_unallocated():
     assert trace.run().shares(0) == {"unallocated": 1.0}
 
 
+class Late(Trace):
+    """Processes that do nothing, on GPUs that stand; whose they are is told after `late` s. Others write meanwhile."""
+
+    late = 2.5
+
+    def activity(self, gpu, before, now):
+        told = super().activity(gpu, before, now)
+        return replace(told, graphics_ratio=0.0, sm_active_ratio=0.0, tensor_ratio=0.0, pcie_tx_bytes_per_second=0.0)
+
+    def windows(self, before, now):
+        def silent(window):
+            if now - START < self.late:
+                window = replace(window, processes=(), jobs=(), holders=())
+            processes = tuple(each._replace(written_chars=0, made_bytes=0) for each in window.processes)
+            return replace(window, processes=processes, host=HostIo(10**9, 0, ()))
+
+        return tuple(map(silent, super().windows(before, now)))
+
+
+def test_a_gpu_whose_holder_is_told_late_has_no_checkpoint_of_everybodys():
+    trace = Late(("steady", 120)).run()
+    assert not trace.checkpoints
+    assert not trace.ledger.checkpoints_running()
+    assert "checkpoint" not in trace.shares()
+
+
+def test_nor_one_that_outlives_the_time_until_then():
+    trace = Late(("steady", 120))
+    trace.late = 8.0
+    trace.run()
+    assert not trace.ledger.checkpoints_running()
+    assert all(found.started + found.seconds - START <= 10 for found in trace.checkpoints)
+    assert trace.ledger.books[trace.gpus[0].uuid].totals["checkpoint"] <= 8
+    assert {piece.jobs for piece in trace.ledger.latest.values()} == {("slurm:90017",)}
+
+
+def test_a_gpu_that_nobody_owns_up_to_belongs_to_the_host_and_its_writes_make_a_checkpoint():
+    trace = Late(("steady", 60))
+    trace.late = 1000.0
+    trace.run()
+    assert trace.ledger.checkpoints_running().keys() == {"host"}
+    assert trace.shares()["checkpoint"] > 0.9
+
+
 def window(moved, *, point=None, denied=False):
     """100 MB by one holder; `moved`: what the device of a mount took meanwhile."""
     (told,) = Trace(("steady", 10)).windows(1000.0, 1001.0)
@@ -109,3 +153,16 @@ def window(moved, *, point=None, denied=False):
 def test_where_open_files_do_not_tell_the_device_that_took_the_bytes_names_the_mount(point, moved, expected, denied):
     found = works(window(moved, point=point, denied=denied), Thresholds())["slurm:90017"]
     assert (found.rung, found.mount) == ("cgroup" if denied else "process", expected)
+
+
+def test_a_gpu_is_blocked_only_by_processes_of_its_own_holder():
+    (told,) = Trace(("steady", 10)).windows(1000.0, 1001.0)
+    first, second = (each._replace(threads_blocked=0) for each in told.processes)
+    writer = first._replace(pid=7, holder=first.pid, gpus=(), role="writer", threads_blocked=1)
+
+    def blocked(*processes):
+        return works(replace(told, processes=processes), Thresholds())["slurm:90017"].blocked
+
+    assert blocked(first, second) == frozenset()
+    assert blocked(first, second, writer) == set(first.gpus)
+    assert blocked(first, second._replace(threads_blocked=2)) == set(second.gpus)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from gpuhost_exporter.ledger.histogram import Histogram
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 _MOST_MOUNTS = 8
 _OTHER_MOUNTS = "other"
+_BEFORE = ("unknown", "sync")  # what is there at 0 before any
+_MOST_JOBS = 64  # whose last one is remembered
 _DURATIONS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _SIZES = (1e9, 4e9, 16e9, 64e9, 140e9, 256e9, 512e9, 1e12, 2e12)
 
@@ -34,7 +37,8 @@ CHECKPOINT_BYTES = histogram(
 )
 CHECKPOINT_LOST = counter(
     "gpuhost_checkpoint_gpu_seconds_lost_total",
-    "GPU-seconds for which GPUs stood for checkpoints that have ended, all GPUs of the job together.",
+    "GPU-seconds for which GPUs stood for checkpoints that have ended, all GPUs of the job together. One that was "
+    "under way when the job was first seen counts here only: its length and bytes nobody saw.",
     "mount",
     "mode",
 )
@@ -59,7 +63,14 @@ LAST_AT = gauge(
 )
 LAST_INTERVAL = gauge(
     "gpuhost_checkpoint_interval_seconds",
-    "Seconds from the start of the last checkpoint but one to that of the last one.",
+    "Seconds from the start of the same job's checkpoint before to that of the last one. Absent after a job's first.",
+    "mount",
+    "mode",
+)
+IN_PROGRESS = gauge(
+    "gpuhost_checkpoint_in_progress",
+    "Jobs on this host whose checkpoint has begun and not ended, as of 4 s ago, by mount (unknown until bytes tell) "
+    "and by what its mode looks like so far. What was seen once stays at 0; summed over mount and mode they are all.",
     "mount",
     "mode",
 )
@@ -80,6 +91,7 @@ SPECS = (
     LAST_RATE,
     LAST_AT,
     LAST_INTERVAL,
+    IN_PROGRESS,
     MARKS,
 )
 
@@ -93,13 +105,19 @@ class _Kind:
         self.lost = 0.0
         self.last: Checkpoint | None = None
         self.interval: float | None = None
+        self._starts: dict[str, float] = {}  # of each job's last one
 
     def add(self, checkpoint: Checkpoint) -> None:
+        self.lost += checkpoint.gpu_seconds
+        if not checkpoint.whole:
+            return  # how long it took and what it wrote nobody saw
         self.seconds.add(checkpoint.seconds)
         self.bytes.add(checkpoint.bytes)
-        self.lost += checkpoint.gpu_seconds
-        if self.last and self.last.job == checkpoint.job:
-            self.interval = checkpoint.started - self.last.started
+        before = self._starts.pop(checkpoint.job, None)
+        self.interval = None if before is None else checkpoint.started - before
+        self._starts[checkpoint.job] = checkpoint.started  # now the youngest
+        if len(self._starts) > _MOST_JOBS:
+            del self._starts[next(iter(self._starts))]
         self.last = checkpoint
 
 
@@ -108,12 +126,25 @@ class Checkpoints:
 
     def __init__(self) -> None:
         self._kinds: dict[tuple[str, str], _Kind] = {}
+        self._mounts: set[str] = set()
+        self._running: Counter[tuple[str, str]] = Counter({_BEFORE: 0})
 
     def add(self, checkpoint: Checkpoint) -> None:
-        mounts = {mount for mount, _ in self._kinds}
-        known = checkpoint.mount in mounts or len(mounts) < _MOST_MOUNTS
-        key = (checkpoint.mount if known else _OTHER_MOUNTS, checkpoint.mode)
-        self._kinds.setdefault(key, _Kind()).add(checkpoint)
+        self._kinds.setdefault((self._mount(checkpoint.mount), checkpoint.mode), _Kind()).add(checkpoint)
+
+    def progress(self, running: Iterable[tuple[str, str]]) -> Iterator[Sample]:
+        """`running`: mount and mode of each that is in progress."""
+        for kind in self._running:
+            self._running[kind] = 0
+        self._running.update((self._mount(mount), mode) for mount, mode in running)
+        for (mount, mode), count in self._running.items():
+            yield IN_PROGRESS(mount, mode, value=count)
+
+    def _mount(self, mount: str) -> str:
+        if mount not in self._mounts and len(self._mounts) >= _MOST_MOUNTS:
+            return _OTHER_MOUNTS
+        self._mounts.add(mount)
+        return mount
 
     def samples(self, wall: float) -> Iterator[Sample]:
         """`wall`: when Clock.now() was 0, in seconds since the epoch."""

@@ -46,14 +46,16 @@ TIME = gpu_counter(
     "and nothing computes; overlapped communication never shows here. waiting: kernels spin without math or traffic "
     "for 2 s or more, as in a collective that somebody did not join; any kernel on few SMs without memory traffic "
     "looks the same, unless others keep its network adapters busy. checkpoint: its job writes, "
-    "or copies out of its GPUs, while they stand, or marks one. startup and restore: until 10 s of tensor work, at "
-    "most 10 min; restore while files are read. data: idle while the job reads, or its loaders block or burn CPU. "
+    "or copies out of its GPUs, while they stand, or marks one; before a new job's first work only a marked one. "
+    "startup and restore: until 10 s of tensor work, at most 10 min; restore while files are read. "
+    "data: idle while the job reads, or its loaders block or burn CPU. "
     "host: idle while the holder burns CPU, and the gaps between kernels. held_idle: idle with none of these. "
-    "throttled: an estimate, busy time lost to clocks below the siblings' by heat or power brake. unallocated: no "
-    "process. lost: the GPU does not answer or needs a reset. unknown: nothing told, as in a driver upgrade. "
-    "A GPU in MIG instances is unknown while any has a process: nothing tells the whole GPU's activity. Of several "
-    "jobs on a GPU the evidence of any counts, copies tell nothing, and a checkpoint of one is booked though the "
-    "others may have idled.",
+    "throttled: an estimate, busy time lost to heat or power brake, by the clock of GPUs of the same product that "
+    "neither holds back, or the last such clock seen where all are held back; none before one was seen. "
+    "unallocated: no process. lost: the GPU does not answer or needs a reset. unknown: nothing told, as in a driver "
+    "upgrade. A GPU in MIG instances is unknown while any has a process: nothing tells the whole GPU's activity. Of "
+    "several jobs on a GPU the evidence of any counts, copies tell nothing, and a checkpoint of one is booked though "
+    "the others may have idled.",
     "account",
 )
 PENDING = gpu_gauge(
@@ -78,9 +80,6 @@ PRICE = gpu_gauge(
     "gpuhost_price_dollars_per_gpu_hour",
     "Dollars for an hour of this GPU, from the configuration's [price]; 3 where nothing is set.",
 )
-IN_PROGRESS = gauge(
-    "gpuhost_checkpoint_in_progress", "Jobs on this host whose checkpoint has begun and not ended, as of 4 s ago."
-)
 PHASE = gpu_gauge(
     "gpuhost_gpu_phase",
     "What the GPU does now, 1 for the current one: a first look, without what comes after it.",
@@ -100,21 +99,26 @@ DENSITY = gpu_gauge(
 )
 HANG = gpu_gauge(
     "gpuhost_gpu_hang_seconds",
-    "Seconds for which all GPUs of the job on this host, or all but one, have spun without math or traffic; 0 below 30 "
-    "and during a checkpoint. A job that stands here and has no culprit on this host waits for another one.",
+    "Seconds for which GPUs of the job on this host have spun without math or traffic while the others stand (idle, "
+    "lost, unknown, without a process): two or more, at least half where jobs cannot be told apart, or all but one "
+    "whatever that does. 0 below 30, below 60 without profiling counters (where a service at low power looks the "
+    "same), during a checkpoint, and for a lone GPU unless its job is known to have more elsewhere. A job that stands "
+    "here and has no culprit on this host waits for another one.",
 )
 CULPRIT = gpu_gauge(
     "gpuhost_gpu_culprit",
-    "1 for the GPU that holds its job up: not_joined (its siblings hang in a collective that it did not join) or "
+    "1 for a GPU that holds its job up: not_joined (its siblings hang in a collective that it did not join) or "
     "straggler (its siblings have waited for it for half a minute).",
     "kind",
 )
 CULPRIT_INFO = gpu_info(
     "gpuhost_gpu_culprit_info",
-    "Why the GPU is a culprit. Of not_joined: lost, unknown, no_process, blocked (its job waits for the disk), idle or "
-    "busy. Of straggler: heat, clock or unexplained.",
+    "Why the GPU is a culprit. Of not_joined: lost, unknown, no_process, blocked (its process, or one below it, waits "
+    "for the disk), idle or busy; xid is the GPU's last XID error, if it came later than 5 min before the hang began. "
+    "Of straggler: heat, clock or unexplained.",
     "kind",
     "evidence",
+    "xid",
 )
 
 
@@ -134,7 +138,6 @@ class LedgerCollector(Collector):
         EVIDENCE,
         PRICE,
         *checkpoints.SPECS,
-        IN_PROGRESS,
         PHASE,
         PHASE_SINCE,
         STEP,
@@ -189,7 +192,8 @@ class LedgerCollector(Collector):
             self.host.traffic.look()
         latest, works = self._ledger.latest, self._ledger.works
         self._rhythm.tick(now, {uuid: piece.jobs[0] for uuid, piece in latest.items() if piece.jobs}, seen.activities)
-        self._culprits.tick(now, latest, works, self._ledger.checkpoints_running())
+        running, worlds = self._ledger.checkpoints_running(), self._ledger.worlds
+        self._culprits.tick(now, latest, works, running, worlds, self._xids(now))
         if now - self._saved_at >= SAVE_SECONDS:
             self._saved_at = now
             prices = {gpu.uuid: self._price(gpu) for gpu in gpus}
@@ -202,7 +206,7 @@ class LedgerCollector(Collector):
             if piece := latest.get(gpu.uuid):
                 yield from self._present(gpu, piece)
         yield from self._blame(gpus)
-        yield IN_PROGRESS(value=len(self._ledger.checkpoints_running()))
+        yield from self._checkpoints.progress(self._ledger.in_progress())
         yield from self._checkpoints.samples(self._wall)
         yield from self._marks()
         evidence = self.host.processes.last()
@@ -228,7 +232,12 @@ class LedgerCollector(Collector):
             power_limits={health.uuid: health.power_limit_watts for health in healths if health.power_limit_watts},
             marks=self.host.marker.take() if self.host.marker else (),
             networks=[self._network(traffic) for traffic in self.host.traffic.take()],
+            products={gpu.uuid: gpu.name for gpu in nvml.gpus()},
         )
+
+    def _xids(self, now: float) -> dict[str, tuple[str, float]]:
+        told = self.host.board.last("xids", dict, now) or {}
+        return {uuid: (xid, wall - self._wall) for uuid, (xid, wall) in told.items()}
 
     def _network(self, traffic: Traffic) -> Network:
         carried = {each.address: each for each in traffic.adapters}
@@ -294,7 +303,7 @@ class LedgerCollector(Collector):
                 culprit = found.get((gpu.uuid, kind))
                 yield CULPRIT(*labels, kind, value=float(culprit is not None))
                 if culprit:
-                    yield CULPRIT_INFO(*labels, kind, culprit.evidence)
+                    yield CULPRIT_INFO(*labels, kind, culprit.evidence, culprit.xid)
 
     def _marks(self) -> Iterator[Sample]:
         marker = self.host.marker

@@ -172,6 +172,7 @@ class XidCollector(Collector):
         self._errors: RisingCounters[tuple[str, str]] = RisingCounters()  # by uuid, code
         self._sxids: RisingCounters[tuple[str, str]] = RisingCounters()  # by code, fatal
         self._last: dict[tuple[str, str], float] = {}
+        self._newest: dict[str, tuple[str, float]] = {}  # of a GPU: code and time
         self._gpus: tuple[Gpu, ...] = ()
         self._told: tuple[Sample, ...] = ()  # hundreds of samples that change when a GPU fails
         self._indices: dict[str, str] = {}
@@ -199,6 +200,7 @@ class XidCollector(Collector):
             self._count_nvml(xid, now)
         if not self._told or any(each.rising() for each in (self._events, self._errors, self._sxids)):
             self._told = tuple(self._samples(now))
+        self.post("xids", dict(self._newest))
         yield from self._told
         if log_state != "starting":
             yield KERNEL_LOG_UP(value=float(log_state == "ok"))
@@ -255,6 +257,8 @@ class XidCollector(Collector):
             error = (uuid, OTHER)
         self._exist(uuid, now)
         self._last[error] = max(wall, self._last.get(error, wall))
+        if wall >= self._newest.get(uuid, ("", wall))[1]:
+            self._newest[uuid] = (error[1], wall)
         severity = self._catalogue.severity(code, text)
         return max(self._errors.add(error, now), self._events.add((uuid, severity), now))
 

@@ -17,12 +17,14 @@ Mode = Literal["sync", "async", "remote"]
 UNKNOWN_MOUNT = "unknown"
 _BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D is still taken to write
 _TAIL_SHARE = 0.1
+_CALL_SECONDS = 10.0  # a write that was under way when its job was first seen may take so long to be counted, whole
 _USUAL_SECONDS = 60.0  # what a job writes all the time is learned over so long
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One that is over. `stalled` is the part of its duration for which GPUs stood; `gpu_seconds` what that cost."""
+    """One that is over. `stalled` is the part of its duration for which GPUs stood; `gpu_seconds` what that cost.
+    `whole`: its beginning was seen; else its duration, bytes and mode are of a remnant."""
 
     job: str
     mount: str
@@ -33,6 +35,7 @@ class Checkpoint:
     bytes: float
     gpu_seconds: float
     name: str = ""  # as its process marked it
+    whole: bool = True
 
     @property
     def rate(self) -> float:
@@ -49,6 +52,8 @@ class _Episode:
     head: float = 0.0  # seconds at the start of its first stretch for which the GPUs still worked
     tail: float = 0.0  # and at the end of its last one, for which they worked again
     known: bool = False
+    whole: bool = True
+    told: bool = False  # the job's bytes are known
     stalls: list[tuple[float, float]] = field(default_factory=list)
     stalled: float = 0.0
     wrote_stalled: float = 0.0
@@ -65,12 +70,27 @@ class Watch:
         self._limits = limits
         self._episode: _Episode | None = None
         self._usual = 0.0  # bytes per second that the job writes while it trains
+        self._stood_since: float | None = None  # its GPUs, without a break
+        self._known_since: float | None = None  # its GPUs have been told of, and its processes
+        self._heard = False
+        self._seen_working = False
 
     @property
     def running_since(self) -> float | None:
         """When the checkpoint in progress began; None while there is none."""
         episode = self._episode
         return episode.started if episode and episode.known else None
+
+    @property
+    def running(self) -> tuple[str, Mode] | None:
+        """Mount and mode of the checkpoint in progress, as far as it has come; None while there is none."""
+        episode = self._episode
+        if episode is None or not episode.known:
+            return None
+        mode = self._mode(episode)
+        if mode == "remote" and episode.active - episode.started < self._limits.checkpoint_quiet_seconds:
+            mode = "sync"  # what is copied out first is often written next
+        return UNKNOWN_MOUNT if mode == "remote" else last_mount(episode.mounts, episode.made), mode
 
     def covers(self, since: float, at: float) -> bool:
         """Whether the job stood for a checkpoint at some moment of that stretch."""
@@ -87,22 +107,33 @@ class Watch:
     def interrupt(self) -> Checkpoint | None:
         """Go by what the job marks from now on. Returns the checkpoint that was in progress."""
         episode, self._episode = self._episode, None
-        return self._closed(episode, told=True) if episode and episode.known else None
+        return self._closed(episode) if episode and episode.known else None
 
     def advance(
-        self, since: float, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]
+        self,
+        since: float,
+        at: float,
+        pieces: Sequence[Sequence[Piece]],
+        works: Sequence[Work],
+        *,
+        starting: bool = False,
     ) -> Checkpoint | None:
-        """Go on from one moment to the next. `pieces`: of each GPU of the job, up to the present; `works`: of the job.
+        """Go on from one moment to the next. `pieces`: of each GPU of the job, up to the present; `works`: of the job;
+        `starting`: none of its GPUs has done anything yet that could be saved.
 
         Returns the checkpoint that ended.
         """
         limits = self._limits
         if at <= since:
             return None
+        if starting:  # weights that are fetched are no checkpoint, and not what the job writes all the time
+            self._seen_working, self._stood_since = True, None
+            return self.interrupt()
         here = [[piece for piece in of_gpu if piece.since < at and since < piece.at] for of_gpu in pieces]
         here = [of_gpu for of_gpu in here if of_gpu]
         standing = [[piece for piece in of_gpu if stands(piece, self._limits)] for of_gpu in here]
         still = bool(here) and 2 * sum(map(bool, standing)) >= len(here)
+        stood_since = self._follow(since, here, standing, works, still=still)
         copies = bool(here) and 2 * sum(any(piece.copying for piece in of_gpu) for of_gpu in here) >= len(here)
         wrote = _bytes(works, since, at, _wrote)
         made = _bytes(works, since, at, _made)
@@ -120,11 +151,17 @@ class Watch:
             first = [of_gpu[0] for of_gpu in standing if of_gpu]
             begin = max(since, min(piece.since for piece in first))
             episode = self._episode = _Episode(started=begin, active=at, wrote_at=at, head=_worked(first))
+            known_since = since if self._known_since is None else self._known_since
+            episode.whole = self._seen_working or begin - known_since >= _CALL_SECONDS
             # The window of writes in which it began: what came then is its own, if not usual.
             early = [work for work in works if work.since < since < work.at]
+            if early and stood_since is not None:  # and so is its time, if the GPUs stood already
+                episode.started, episode.head = max(stood_since, min(work.since for work in early)), 0.0
+                episode.stalled = begin - episode.started
             usual = sum(self._usual * (since - work.since) for work in early)
             episode.wrote_stalled = max(0.0, _bytes(early, 0.0, since, _wrote) - usual)
             episode.made = max(0.0, _bytes(early, 0.0, since, _made) - usual)
+        episode.told = any(work.rung != "none" for work in works)
         if writing or copies:
             episode.wrote_at = at
         held_up = blocked and at - episode.wrote_at < _BLOCKED_SECONDS
@@ -138,7 +175,9 @@ class Watch:
             episode.wrote_stalled += wrote
             episode.made += made
             episode.copied += copied(pieces, since, at)
-        elif writing:
+        elif (
+            writing and here
+        ):  # of a job without GPUs nobody knows that it still saves, and HOST's bytes are everybody's
             episode.active = at
             episode.wrote_beside += wrote
             episode.made += made
@@ -153,8 +192,31 @@ class Watch:
             episode.known = self._bytes_so_far(episode, at, pieces, works) >= limits.checkpoint_bytes
         if at - episode.active >= limits.checkpoint_quiet_seconds:
             self._episode = None
-            return self._closed(episode, told=any(work.rung != "none" for work in works)) if episode.known else None
+            return self._closed(episode) if episode.known else None
         return None
+
+    def _follow(
+        self,
+        since: float,
+        here: Sequence[Sequence[Piece]],
+        standing: Sequence[Sequence[Piece]],
+        works: Sequence[Work],
+        *,
+        still: bool,
+    ) -> float | None:
+        """Keep what tells whether a beginning is seen. Returns since when the GPUs have stood, if they did before."""
+        before = self._stood_since
+        if not still:
+            self._stood_since = None
+            self._seen_working |= bool(here)
+        elif before is None:
+            first = [of_gpu[0] for of_gpu in standing if of_gpu]
+            self._stood_since = max(since, min(piece.since for piece in first)) + _worked(first)
+        if here and self._known_since is None:
+            self._known_since = since
+        if works and self._known_since is not None and not self._heard:
+            self._known_since, self._heard = max(self._known_since, works[0].since), True
+        return before
 
     @staticmethod
     def _bytes_so_far(episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]) -> float:
@@ -162,12 +224,13 @@ class Watch:
         later = _bytes(works, at, float("inf"), _made)
         return max(episode.made + later, episode.copied + copied(pieces, at, float("inf")))
 
-    def _closed(self, episode: _Episode, *, told: bool) -> Checkpoint:
-        mode: Mode = "sync"
-        if told and episode.made < self._limits.checkpoint_bytes <= episode.copied:
-            mode = "remote"
-        elif episode.wrote_beside > episode.wrote_stalled:
-            mode = "async"
+    def _mode(self, episode: _Episode) -> Mode:
+        if episode.told and episode.made < self._limits.checkpoint_bytes <= episode.copied:
+            return "remote"
+        return "async" if episode.wrote_beside > episode.wrote_stalled else "sync"
+
+    def _closed(self, episode: _Episode) -> Checkpoint:
+        mode = self._mode(episode)
         # What is still written when the GPUs go on is the end of a window, unless it is most of it.
         end = episode.active if mode == "async" else episode.stalls[-1][1] - episode.tail
         return Checkpoint(
@@ -179,6 +242,7 @@ class Watch:
             stalled=max(0.0, episode.stalled - episode.head - episode.tail),
             bytes=episode.made if episode.made >= self._limits.checkpoint_bytes else max(episode.made, episode.copied),
             gpu_seconds=episode.gpu_seconds,
+            whole=episode.whole,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gpuhost_exporter.ledger.accounts import COMPUTING, PRECEDENCE, STATES, Part
@@ -19,7 +19,7 @@ class Around:
     starting: bool = False  # no job of it has done its first tensor work
     waiting: bool = False  # it spins, and has for long enough
     idle_for: float = 0.0  # seconds since it last had work
-    clock: float | None = None  # hertz of siblings that nothing holds back
+    clock: float | None = None  # hertz without heat or power brake
     cores: float = 0.0  # that the holder burns
 
 
@@ -74,12 +74,6 @@ def _claims(piece: Piece, around: Around, limits: Thresholds) -> Iterator[tuple[
         yield "data", "idle"
     if around.cores >= limits.holder_cores and around.idle_for < limits.idle_limit_seconds:
         yield "host", "idle"
-
-
-def free_clock(pieces: Iterable[Piece]) -> float | None:
-    """The middle of the clocks of busy GPUs that nothing holds back; None without one."""
-    clocks = sorted(piece.clock for piece in pieces if piece.clock and piece.working and not piece.held_back)
-    return clocks[len(clocks) // 2] if clocks else None
 
 
 def waits(piece: Piece, following: bool, spun: float, limits: Thresholds) -> bool:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from gpuhost_exporter.ledger.book import Book
-from gpuhost_exporter.ledger.checkpoint import Checkpoint, Watch
-from gpuhost_exporter.ledger.classify import Around, free_clock, shares, waits
+from gpuhost_exporter.ledger.checkpoint import Checkpoint, Mode, Watch
+from gpuhost_exporter.ledger.classify import Around, shares, waits
+from gpuhost_exporter.ledger.clocks import Clocks
 from gpuhost_exporter.ledger.marks import Marks
 from gpuhost_exporter.ledger.network import Network, Networks
 from gpuhost_exporter.ledger.piece import HOST, RUNGS, Piece, Rung, Usual, Work, jobs_of, of_activity, works
@@ -34,7 +35,8 @@ _LOST = frozenset({"lost", "needs_reset", "missing"})
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What the host's readers have told. `states`: uuid -> one of GPU_STATES; `activities`: the last few of each GPU,
-    oldest first; `windows` of processes, `marks` and `networks`: those that are new; `power_limits` in watts."""
+    oldest first; `windows` of processes, `marks` and `networks`: those that are new; `power_limits` in watts;
+    `products`: uuid -> the GPU's name."""
 
     states: Mapping[str, str]
     activities: Sequence[Activity]
@@ -42,6 +44,7 @@ class Seen:
     power_limits: Mapping[str, float] = field(default_factory=dict)
     marks: Sequence[Mark] = ()
     networks: Sequence[Network] = ()
+    products: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -54,6 +57,7 @@ class _Gpu:
     # As of the time that is booked.
     started: float | None = None  # when the present holder came
     worked: float = 0.0  # its seconds of tensor work
+    used: float = 0.0  # and of any
     spun: float = 0.0
     idle_since: float = 0.0
 
@@ -76,10 +80,12 @@ class Ledger:
         self._evidence_at = float("-inf")
         self._owners: dict[int, str] = {}  # pid of a GPU holder -> its job
         self._members: dict[int, str] = {}  # the same of every process that is followed
+        self.worlds: dict[str, int] = {}  # ranks of a job on all its hosts, where its environment tells
         self._marks: list[Mark] = []  # of processes that no job is known of, yet
         self.marks: Counter[str] = Counter()  # "taken" and "unowned"
         self._settled: float | None = None
         self._networks = Networks(limits)
+        self._clocks = Clocks()
 
     @property
     def books(self) -> dict[str, Book]:
@@ -110,6 +116,12 @@ class Ledger:
         found = {name: job.marks.running_since or job.watch.running_since for name, job in self._jobs.items()}
         return {name: since for name, since in found.items() if since is not None}
 
+    def in_progress(self) -> list[tuple[str, Mode]]:
+        """Mount and mode, as far as they are known, of the checkpoints that checkpoints_running() tells of."""
+        marked = [job.marks.running for job in self._jobs.values() if job.marks.running_since is not None]
+        found = [job.watch.running for job in self._jobs.values() if job.marks.running_since is None]
+        return [*marked, *(each for each in found if each)]
+
     def tick(self, now: float, seen: Seen) -> list[Checkpoint]:
         """Take in what was read and book what is old enough. Returns the checkpoints that have ended."""
         self._take(seen.windows)
@@ -128,7 +140,7 @@ class Ledger:
         self._mark(now, seen.marks)
         horizon = now - HOLD_SECONDS
         ended = self._lead_watches(horizon)
-        self._settle(horizon)
+        self._settle(horizon, seen.products)
         self._forget(now)
         return ended
 
@@ -138,6 +150,8 @@ class Ledger:
                 self._evidence_at = evidence.at
                 self._owners = jobs_of(evidence)
                 self._members = {each.pid: each.job for each in evidence.processes if each.job} | self._owners
+                self.worlds = {each.key: each.world_size for each in evidence.jobs if each.world_size}
+                self._own()
                 for name, work in works(evidence, self._limits).items():
                     if name in self._jobs:
                         self._jobs[name].works.append(work)
@@ -160,11 +174,6 @@ class Ledger:
         for job in self._jobs.values():
             if job.marks:
                 job.marks.forget(now, holders | self._members.keys())
-
-    def _job(self, name: str) -> _Job:
-        if name not in self._jobs:
-            self._jobs[name] = _Job(Watch(name, self._limits), Marks(name, self._limits))
-        return self._jobs[name]
 
     def _observe(
         self,
@@ -192,7 +201,9 @@ class Ledger:
             self._tell(gpu, Piece(gpu.book.told, activity.since, held=last.processes is None))
         since = min(max(gpu.book.told, activity.since), activity.at)
         piece = of_activity(activity, last, since, self._limits, Usual(power_limit, gpu.usual_out))
-        piece = self._owned(piece, activity)
+        if piece.held:
+            pids = tuple(process.pid for process in activity.processes or ())
+            piece = self._known(piece.owned(self._owners, pids))
         if gpu.present is None:
             gpu.present = piece.held
         if piece.out is not None and piece.working and piece.idle <= self._limits.gap_ratio:
@@ -200,17 +211,20 @@ class Ledger:
         self._tell(gpu, piece)
         gpu.activity = activity
 
-    def _owned(self, piece: Piece, activity: Activity) -> Piece:
-        """The piece with the jobs whose processes have the GPU."""
-        if not piece.held:
-            return piece
-        owners = self._owners
-        names = {owners[process.pid] for process in activity.processes or () if process.pid in owners}
-        jobs = tuple(sorted(names)) or (HOST,)
-        for name in jobs:
-            self._job(name)
-        # Whose copies leave a GPU that several have, nobody can tell.
-        return replace(piece, jobs=jobs, copied=piece.copied if len(jobs) == 1 else 0.0)
+    def _own(self) -> None:
+        """Give what is not booked yet to the jobs of its processes, now that these are told."""
+        for gpu in self._gpus.values():
+            for number, piece in enumerate(gpu.book.pending):
+                if not self._owners.keys().isdisjoint(piece.pids):
+                    gpu.book.pending[number] = self._known(piece.owned(self._owners, piece.pids))
+            if gpu.latest and not self._owners.keys().isdisjoint(gpu.latest.pids):
+                gpu.latest = gpu.latest.owned(self._owners, gpu.latest.pids)
+
+    def _known(self, piece: Piece) -> Piece:
+        for name in piece.jobs:
+            if name not in self._jobs:
+                self._jobs[name] = _Job(Watch(name, self._limits), Marks(name, self._limits, piece.since))
+        return piece
 
     @staticmethod
     def _tell(gpu: _Gpu, piece: Piece) -> None:
@@ -229,17 +243,23 @@ class Ledger:
                 for uuid, gpu in self._gpus.items()
             ]
             works = tuple(job.works)
+            having = [gpu for gpu, of_gpu in zip(self._gpus.values(), pieces, strict=True) if of_gpu]
+            starting = bool(having) and all(self._unworked(gpu, name) for gpu in having)
             if job.marks:
                 ended += (job.watch.interrupt(), job.marks.advance(since, horizon, pieces, works))
             else:
-                ended.append(job.watch.advance(since, horizon, pieces, works))
+                ended.append(job.watch.advance(since, horizon, pieces, works, starting=starting))
         return [found for found in ended if found]
 
-    def _settle(self, horizon: float) -> None:
-        clock = free_clock(self.latest.values())
+    def _settle(self, horizon: float, products: Mapping[str, str]) -> None:
+        unbooked: dict[str, list[Piece]] = {}
+        for uuid, gpu in self._gpus.items():
+            unbooked.setdefault(products.get(uuid, ""), []).extend(gpu.book.pending)
+        self._clocks.take(unbooked)
         for uuid, gpu in self._gpus.items():
             for settled in gpu.book.settled(horizon):
                 piece = self._networks.beside(uuid, settled)
+                clock = self._clocks.beside(products.get(uuid, ""), piece) if piece.held_back else None
                 booked = gpu.book.book(piece, shares(piece, self._around(uuid, gpu, piece, clock), self._limits))
                 for account, seconds in booked.items():
                     self._spend(piece.at, uuid, account, seconds)
@@ -286,7 +306,8 @@ class Ledger:
             gpu.started = None
             return False
         if gpu.started is None:
-            gpu.started, gpu.worked = piece.since, 0.0
+            gpu.started, gpu.worked, gpu.used = piece.since, 0.0, 0.0
+        gpu.used += piece.busy * piece.seconds
         if piece.working:
             gpu.worked += piece.busy * piece.seconds
         return (
@@ -294,6 +315,22 @@ class Ledger:
             and gpu.worked < limits.startup_tensor_seconds
             and piece.at - gpu.started < limits.idle_limit_seconds
         )
+
+    def _unworked(self, gpu: _Gpu, name: str) -> bool:
+        """Whether its holder, of that job, came while the ledger ran and has not worked yet: as `_starting`, but a GPU
+        that has done nothing at all goes on starting however long that takes."""
+        limits = self._limits
+        for piece in gpu.book.pending:
+            if name in piece.jobs:
+                break
+            if piece.state == "read" and not piece.held:
+                return True  # what is known of the GPU is of the holder before
+        if gpu.present:
+            return False
+        if gpu.started is None:
+            return True
+        late = gpu.book.booked - gpu.started >= limits.idle_limit_seconds
+        return gpu.worked < limits.startup_tensor_seconds and not (late and gpu.used >= limits.startup_tensor_seconds)
 
     def _forget(self, now: float) -> None:
         for job in self._jobs.values():

@@ -43,9 +43,11 @@ class _Sums:
 class Marks:
     """Of one job. Led along the time that is being settled, as checkpoint.Watch is."""
 
-    def __init__(self, job: str, limits: Thresholds) -> None:
+    def __init__(self, job: str, limits: Thresholds, since: float) -> None:
+        """`since`: when the job was first seen."""
         self._job = job
         self._limits = limits
+        self._since = since
         self._spans: list[_Span] = []
         self._sums = _Sums()
         self._works_until = -math.inf
@@ -58,6 +60,16 @@ class Marks:
     @property
     def running_since(self) -> float | None:
         return min((span.since for span in self._spans if span.until > self._settled), default=None)
+
+    @property
+    def running(self) -> tuple[str, Mode]:
+        """Mount and mode of the checkpoint in progress, as far as it has come."""
+        sums = self._sums
+        if sums.told and sums.made < self._limits.checkpoint_bytes <= sums.copied:
+            return UNKNOWN_MOUNT, "remote"
+        begin = self.running_since
+        passed = 0.0 if begin is None else self._settled - begin
+        return last_mount(sums.mounts, sums.made), "async" if 2 * sums.stalled < passed else "sync"
 
     def take(self, mark: Mark) -> None:
         if mark.seconds is None:
@@ -154,4 +166,5 @@ class Marks:
             bytes=max(0.0, sums.made) if sums.told and mode != "remote" else max(sums.made, sums.copied),
             gpu_seconds=sums.gpu_seconds,
             name=next((span.name for span in group if span.name), ""),
+            whole=begin >= self._since,
         )

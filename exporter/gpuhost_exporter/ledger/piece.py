@@ -42,6 +42,7 @@ class Piece:
     clock: float | None = None  # hertz
     held_back: bool = False  # by heat or the power brake
     jobs: tuple[str, ...] = ()
+    pids: tuple[int, ...] = ()  # of its processes, while nobody has told whose they are
 
     @property
     def seconds(self) -> float:
@@ -62,6 +63,13 @@ class Piece:
             spinning=self.spinning and rate < limits.quiet_bytes_per_second,
             exchanging=self.exchanging or (self.profiled and rate >= limits.network_bytes_per_second),
         )
+
+    def owned(self, owners: Mapping[int, str], pids: tuple[int, ...]) -> Piece:
+        """The piece with the jobs of the processes that have the GPU."""
+        jobs = tuple(sorted({owners[pid] for pid in pids if pid in owners}))
+        # Whose copies leave a GPU that several have, nobody can tell.
+        copied = self.copied if len(jobs) <= 1 else 0.0
+        return replace(self, jobs=jobs or (HOST,), pids=() if jobs else pids, copied=copied)
 
     def cut(self, at: float) -> tuple[Piece, Piece]:
         """What was before that moment and what after; copied bytes go by time."""
@@ -163,7 +171,8 @@ def _heat_counted(now: Activity, before: Activity | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a job's processes did between `since` and `at`. Bytes; cores by the GPU whose holder burned them.
+    """What a job's processes did between `since` and `at`. Bytes; cores by the GPU whose holder burned them; `blocked`:
+    GPUs whose holder, or a process below it, waits for the disk.
 
     `made`: of the bytes written, without those that were only copied, where that is told; negative where it is told
     late. On rung none the bytes are not known.
@@ -179,6 +188,7 @@ class Work:
     loading: bool  # loaders wait for the disk or burn CPU
     cores: Mapping[str, float]
     mount: str
+    blocked: frozenset[str] = frozenset()
 
     @property
     def seconds(self) -> float:
@@ -206,6 +216,7 @@ def _work(evidence: Evidence, job: str, jobs: int, limits: Thresholds) -> Work:
     loaders = [process for process in processes if process.role == "loader"]
     burned = sum(process.cpu_seconds or 0.0 for process in loaders)
     cores: dict[str, float] = {}
+    stuck = {process.holder for process in processes if process.threads_blocked}
     for process in processes:
         for uuid in process.gpus:
             used = (process.cpu_seconds or 0.0) / seconds if seconds > 0 else 0.0
@@ -221,6 +232,7 @@ def _work(evidence: Evidence, job: str, jobs: int, limits: Thresholds) -> Work:
         loading=any(process.threads_blocked for process in loaders) or burned >= limits.holder_cores * seconds,
         cores=cores,
         mount=_mount(processes, evidence.host.most_written, wrote),
+        blocked=frozenset(uuid for process in processes if process.pid in stuck for uuid in process.gpus),
     )
 
 
@@ -237,14 +249,19 @@ def _bytes(
         )
     groups = [group for group in evidence.cgroups if group.job == job and group.write_bytes is not None]
     if groups:
-        wrote = float(sum(max(group.write_bytes or 0, group.dirtied_bytes or 0) for group in groups))
+        # Dirtied has the direct writes too, and counts page cache once: as it comes, not again as it goes.
+        told = (group.write_bytes if group.dirtied_bytes is None else group.dirtied_bytes for group in groups)
+        wrote = float(sum(max(0, each or 0) for each in told))
         return wrote, wrote, float(sum(group.read_bytes or 0 for group in groups)), "cgroup"
     host = evidence.host
     if host.dirtied_bytes is None and host.devices is None:
         return 0.0, 0.0, 0.0, "none"
     devices = host.devices or ()
+    # What devices took beyond what came out of the page cache was written directly.
+    moved = sum(device.write_bytes for device in devices)
+    direct = max(0, moved - (host.written_bytes or 0))
+    wrote = ((host.dirtied_bytes or 0) + direct) / max(1, jobs)
     # Of several jobs on the host nobody knows whose bytes these are.
-    wrote = max(host.dirtied_bytes or 0, sum(device.write_bytes for device in devices)) / max(1, jobs)
     return wrote, wrote, sum(device.read_bytes for device in devices) / max(1, jobs), "host"
 
 
