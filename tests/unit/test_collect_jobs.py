@@ -71,6 +71,19 @@ def test_no_user_is_named_unless_the_site_says_so(names, name, user):
     assert bool(row["run"]) == bool(name)
 
 
+@pytest.mark.parametrize("how", ["hash", "off"])
+def test_the_name_of_a_unit_is_shown_only_where_names_are(how):
+    unit = JobIdentity("systemd", "secret-llm.service", uid=1000, name="secret-llm.service")
+    window = evidence(unit, unit._replace(id="other.service", name="other.service"))
+    (row,), _ = told((Process(100, None),), window)
+    assert (row["job"], row["name"]) == ("systemd:secret-llm.service", "secret-llm.service")
+    (row,), _ = told((Process(100, None),), window, JobNames(how, how))
+    assert row["job"].startswith("systemd:")
+    assert "secret" not in "".join(row.values())
+    (other,), _ = told((Process(101, None),), window, JobNames(how, how))
+    assert other["job"] != row["job"]
+
+
 def test_a_hash_is_the_same_everywhere_and_shows_nothing():
     hashed = JobNames("hash", "hash")
     (row,), _ = told((Process(100, None),), evidence(SLURM), hashed)

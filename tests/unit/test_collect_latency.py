@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from support.gpus import FakeNvml, host_of
 
@@ -77,6 +79,55 @@ def test_a_peer_that_is_down_has_loss_and_no_latency(collector):
     assert found["round_trip_seconds"]["b", "tcp", "count"] == 0
 
 
+PRESENT = {"round_trip_median_seconds", "round_trip_drift_ratio"}
+
+
+def later(collector, seconds):
+    collector.host.clock.time += seconds
+    return set(poll(collector))
+
+
+def test_a_peer_that_was_up_and_goes_down_has_no_latency_any_more(collector):
+    found = told(collector, *(tcp(1e-4) for _ in range(20)), Round("b", "rdma", (3e-6,), 0, 0, 50.0))
+    assert set(found["round_trip_median_seconds"]) == {TCP, ("b", "rdma")}
+    assert set(found["round_trip_drift_ratio"]) == {TCP}
+    found = told(collector, tcp(sent=3, lost=3, at=80.0))
+    assert set(found["round_trip_median_seconds"]) == {("b", "rdma")}, "no test of perftest's has failed yet"
+    assert "round_trip_drift_ratio" not in found
+    assert found["probe_timestamp_seconds"][TCP] == 80.0
+    assert found["round_trip_seconds"]["b", "tcp", "count"] == 20, "counters stay"
+    found = told(collector, tcp(2e-4, at=110.0))
+    assert found["round_trip_median_seconds"][TCP] == 2e-4
+    assert found["round_trip_drift_ratio"][TCP] == 1.0, "the path's past is still known"
+
+
+def test_a_median_is_gone_three_intervals_after_its_round_and_a_late_one_does_not_end_it(collector):
+    assert set(told(collector, *(tcp(1e-4) for _ in range(20)))) >= PRESENT
+    assert later(collector, 100.0) >= PRESENT
+    gone = later(collector, 10.0)
+    assert not PRESENT & gone
+    assert {"round_trip_seconds", "probe_timestamp_seconds", "probe_loss_ratio"} <= gone
+    assert told(collector, tcp(3e-4, at=900.0))["round_trip_median_seconds"] == {TCP: 3e-4}
+
+
+def test_a_median_lasts_by_the_interval_that_is_configured(collector):
+    collector.host.settings = SimpleNamespace(latency=SimpleNamespace(interval=600.0))
+    collector = LatencyCollector(collector.host)
+    told(collector, *(tcp(1e-4) for _ in range(20)))
+    assert later(collector, 1800.0) >= PRESENT
+    assert not later(collector, 400.0) & PRESENT
+
+
+def test_when_perftest_begins_to_fail_its_last_median_goes(collector):
+    told(collector, Round("b", "rdma", (3e-6,), 0, 0, 50.0))
+    failed = Skipped("b", "rdma", "failed", "exit status 1: no device")
+    assert "round_trip_median_seconds" in told(collector, failed), "one that did not take place tells nothing"
+    for _ in range(4):
+        collector.host.clock.time += 30.0
+        found = told(collector, tcp(1e-4), failed)
+    assert found["round_trip_median_seconds"] == {TCP: 1e-4}
+
+
 def test_drift_compares_the_last_ten_rounds_with_those_before(collector):
     found = told(collector, *(tcp(1e-4) for _ in range(19)))
     assert "round_trip_drift_ratio" not in found
@@ -130,6 +181,10 @@ def test_an_allreduce_is_taken_up_once(collector):
     assert found["round_trip_median_seconds"] == {("all", "mpi"): pytest.approx(5e-6)}
     assert found["collective_ranks"] == {(): 16}
     assert "probe_loss_ratio" not in found
+    collector.host.clock.time += 20 * 3600.0
+    found = poll(collector)
+    assert found["round_trip_median_seconds"] == {("all", "mpi"): pytest.approx(5e-6)}, "until the next night's"
+    assert found["probe_timestamp_seconds"] == {("all", "mpi"): 2000.0}, "its age can be told"
     left(collector, at=3000.0, seconds=(4e-6,))
     assert poll(collector)["round_trip_seconds"]["all", "mpi", "count"] == 3
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.fakes import FakeClock
+from support.processes import Proc
 from support.worker import Worker
 
 from gpuhost_exporter.clock import SystemClock
@@ -284,41 +284,15 @@ def test_only_the_followed_are_looked_at_and_nothing_that_holds_them_up(disk):
             time.sleep(0.1)
         opened = [path.split("/")[2:] for path in json.loads(reader.communicate(timeout=10)[0])]
     followed = {str(worker.pid), str(child)}
-    assert {path[0] for path in opened if path and path[0].isdecimal()} == followed
+    above = [path for path in opened if path and path[0].isdecimal() and path[0] not in followed]
+    assert {path[1] for path in above} <= {"stat"}, "of those above only who they are"
+    assert len({path[0] for path in above}) == len(above), "and that once"
+    assert {path[0] for path in opened if path and path[0].isdecimal()} >= followed
     assert [] not in opened, "all of /proc was listed"
     files = {path[-1] for path in opened if path[0] in followed}
     assert not files & {"cmdline", "smaps", "smaps_rollup", "maps", "status", "exe"}
     assert {"stat", "io", "children", "mountinfo"} <= files
     assert sum(path[-1] == "environ" for path in opened) == 1
-
-
-class Proc:
-    def __init__(self, folder):
-        self.folder = folder / "proc"
-        self.clock = FakeClock()
-        self.clock.time = 1000.0
-        self.follower = Follower(Root.below(str(folder)), self.clock)
-
-    def put(self, pid, *, start=0, ppid=1, written=0, read=0, children=(), state="S", **told):
-        fields = {"flags": 9, "faults": 10, "reaped": 11, "ticks": 14, "delay": 42}
-        folder = self.folder / str(pid)
-        (folder / "task" / str(pid)).mkdir(parents=True, exist_ok=True)
-        words = dict.fromkeys(range(3, 53), 0)  # by the field's number in proc(5)
-        words |= {3: state, 4: ppid, 20: 1, 22: start} | {fields[name]: value for name, value in told.items()}
-        (folder / "stat").write_text(f"{pid} (a) b) {' '.join(map(str, words.values()))}\n")
-        (folder / "io").write_text(
-            f"rchar: {read}\nwchar: {written}\nsyscr: 0\nsyscw: 0\n"
-            "read_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n"
-        )
-        (folder / "task" / str(pid) / "children").write_text(" ".join(map(str, children)))
-
-    def end(self, pid):
-        shutil.rmtree(self.folder / str(pid))
-
-    def look(self, *pids, seconds=1.0):
-        self.clock.time += seconds
-        self.evidence = self.follower.look({"GPU-0": pids or (10,)})
-        return {process.pid: process for process in self.evidence.processes}
 
 
 @pytest.fixture

@@ -81,7 +81,26 @@ OUTER = "a0" * 32
         ),
         pytest.param("0::/lxc.payload.train/init.scope", "container:train", None, "train", None, id="LXC"),
         pytest.param("0::/user.slice/user-1000.slice/session-3.scope", "user:1000", None, None, None, id="a login"),
-        pytest.param("0::/system.slice/jupyter.service", "user:1000", None, None, None, id="a service"),
+        pytest.param("0::/system.slice/jupyter.service", "systemd:jupyter.service", None, None, None, id="a service"),
+        pytest.param(
+            "11:memory:/\n1:name=systemd:/system.slice/train@7.service/workers", "systemd:train@7.service",
+            None, None, None, id="a service, version 1",
+        ),
+        pytest.param(
+            "0::/user.slice/user-1000.slice/user@1000.service/app.slice/train.service", "systemd:1000/train.service",
+            None, None, None, id="a user's own service",
+        ),
+        pytest.param("0::/system.slice/run-r2f.scope", "systemd:run-r2f.scope", None, None, None, id="systemd-run"),
+        pytest.param("0::/init.scope", "user:1000", None, None, None, id="systemd itself"),
+        pytest.param("0::/system.slice/sshd.service", "user:1000", None, None, None, id="a daemon that logs in"),
+        pytest.param(
+            "0::/user.slice/user-1000.slice/user@1000.service/init.scope", "user:1000", None, None, None,
+            id="a user's manager",
+        ),
+        pytest.param(
+            "0::/user.slice/user-1000.slice/user@1000.service/app.slice/vte-spawn-0b1c.scope", "user:1000",
+            None, None, None, id="a terminal's tab",
+        ),
         pytest.param("", "user:1000", None, None, None, id="nothing told"),
         pytest.param(
             f"0::/machine.slice/pod{UID}", "user:1000", None, None, None, id="a pod's name outside of kubepods"
@@ -92,7 +111,8 @@ OUTER = "a0" * 32
 def test_a_control_groups_path_names_the_job(path, key, pod, container, step):
     found = identify(path, {}, 1000)
     assert (found.key, found.pod, found.container, found.step) == (key, pod, container, step)
-    assert (found.uid, found.rank, found.name, found.rendezvous) == (1000, None, None, None)
+    assert (found.uid, found.rank, found.rendezvous) == (1000, None, None)
+    assert found.name == (found.id.rpartition("/")[2] if found.kind == "systemd" else None)
 
 
 TORCHRUN = {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}

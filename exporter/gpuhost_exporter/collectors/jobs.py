@@ -18,11 +18,12 @@ _MOST_HASHES = 256
 
 INFO = gpu_info(
     "gpuhost_gpu_job_info",
-    "Whose work the GPU does; of several jobs the one with most GPU memory. job (Prometheus keeps it as exported_job): "
-    "slurm, kubernetes, container or user, and its id. name: of the job, pod or elastic run. project: Slurm account or "
-    "namespace. pod: its UID. run: the rendezvous, the same on every host of the job; rank: the place in it. Text is "
-    "what the job's environment says. The configuration's [job] shows names plain, as hashes or not at all; users are "
-    "not shown unless it says so.",
+    "Whose work the GPU does; of several jobs the one with most GPU memory. job (Prometheus keeps it as "
+    "exported_job): slurm, kubernetes, container, systemd or user, and its id: a user's own jobs are told apart by a "
+    "digest of the rendezvous, else by the first process. name: of the job, pod, unit or elastic run. project: Slurm "
+    "account or namespace. pod: its UID. run: the rendezvous, the same on every host of the job; rank: the place in "
+    "it. Text is what the job's environment says. The configuration's [job] shows names plain, as hashes or not at "
+    "all; users are not shown unless it says so.",
     "job",
     "name",
     "project",
@@ -59,7 +60,13 @@ class Jobs:
             yield TENANTS(*labels, value=len(first))
         if first:
             job = max(sorted(first), key=lambda key: memory[key])
-            yield INFO(*labels, job, *self._about(first[job]))
+            yield INFO(*labels, self._key(first[job]), *self._about(first[job]))
+
+    def _key(self, job: JobIdentity) -> str:
+        """A unit's name is one that somebody chose."""
+        if job.kind != "systemd" or self._names.names == "plain":
+            return job.key
+        return f"{job.kind}:{_hash(job.id, self._hashes)}"
 
     def _about(self, job: JobIdentity) -> Iterator[str]:
         yield self._shown(job.name, self._names.names)

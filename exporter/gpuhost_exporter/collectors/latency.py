@@ -10,6 +10,7 @@ from gpuhost_exporter.averages import median
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.host import Host
 from gpuhost_exporter.latency.collective import SUBJECT, Collective, parse
+from gpuhost_exporter.latency.settings import INTERVAL_SECONDS
 from gpuhost_exporter.ledger.histogram import Histogram
 from gpuhost_exporter.sources.latency.results import MPI, Rejections, Result, Round, Skipped
 from gpuhost_exporter.specs import Sample, counter, gauge, histogram
@@ -26,14 +27,17 @@ ROUND_TRIP = histogram(
 MEDIAN = gauge(
     "gpuhost_fabric_round_trip_median_seconds",
     "Median of the last round's round trips in seconds. For rdma and mpi good is under "
-    "gpuhost_target_collective_latency_seconds; for tcp see gpuhost_fabric_round_trip_drift_ratio.",
+    "gpuhost_target_collective_latency_seconds; for tcp see gpuhost_fabric_round_trip_drift_ratio. Absent where the "
+    "last round had no answer or is older than three intervals; one of mpi stays until the next, and "
+    "gpuhost_fabric_probe_timestamp_seconds tells its age.",
     "peer",
     "transport",
 )
 DRIFT = gauge(
     "gpuhost_fabric_round_trip_drift_ratio",
     "Median of the last ten rounds over the median of up to a day of rounds before them. Good is about 1; 2 "
-    "means twice as slow as this path usually is. Absent until there are ten rounds of either.",
+    "means twice as slow as this path usually is. Absent until there are ten rounds of either, and where there is no "
+    "gpuhost_fabric_round_trip_median_seconds.",
     "peer",
     "transport",
 )
@@ -55,7 +59,8 @@ LOST = counter(
 )
 AT = gauge(
     "gpuhost_fabric_probe_timestamp_seconds",
-    "When the last round ended, in seconds since the epoch. Rounds come every 30 s unless configured otherwise.",
+    "When the last round ended, answered or not, in seconds since the epoch. Rounds come every 30 s unless configured "
+    "otherwise; those of mpi when somebody starts one.",
     "peer",
     "transport",
 )
@@ -87,12 +92,15 @@ ALL_PEERS = "all"
 _RECENT = 10
 _DAY = 2880  # rounds at 30 s
 _LOSS_ROUNDS = 20
+_LASTS_ROUNDS = 3.5  # a test of perftest's comes some seconds after the round that led to it
 
 
 class _Path:
-    """What is kept of one peer and transport."""
+    """What is kept of one peer and transport. A median is the present one for `lasts` seconds; without, for good."""
 
-    def __init__(self) -> None:
+    def __init__(self, lasts: float | None) -> None:
+        self._lasts = lasts
+        self._median_at: float | None = None  # Clock.now(); None where the last round had no answer
         self.histogram = Histogram(BOUNDS)
         self.medians = array("d")
         self.losses: deque[tuple[int, int]] = deque(maxlen=_LOSS_ROUNDS)
@@ -101,9 +109,10 @@ class _Path:
         self.at = 0.0
         self.drift: float | None = None
 
-    def add(self, found: Round) -> None:
+    def add(self, found: Round, now: float) -> None:
         for seconds in found.seconds:
             self.histogram.add(seconds)
+        self._median_at = now if found.seconds else None
         if found.seconds:
             self._add_median(median(found.seconds))
         if found.sent:
@@ -119,13 +128,13 @@ class _Path:
         if len(self.medians) >= 2 * _RECENT:
             self.drift = median(self.medians[-_RECENT:]) / median(self.medians[:-_RECENT])
 
-    def samples(self, peer: str, transport: str) -> Iterator[Sample]:
+    def samples(self, peer: str, transport: str, now: float) -> Iterator[Sample]:
         yield from self.histogram.samples(ROUND_TRIP, peer, transport)
         yield AT(peer, transport, value=self.at)
-        if self.medians:
+        if self._median_at is not None and (self._lasts is None or now - self._median_at < self._lasts):
             yield MEDIAN(peer, transport, value=self.medians[-1])
-        if self.drift is not None:
-            yield DRIFT(peer, transport, value=self.drift)
+            if self.drift is not None:
+                yield DRIFT(peer, transport, value=self.drift)
         if self.losses:
             sent, lost = map(sum, zip(*self.losses, strict=True))
             yield LOSS(peer, transport, value=lost / sent)
@@ -144,6 +153,8 @@ class LatencyCollector(Collector):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
+        configured = host.settings.latency
+        self._lasts = _LASTS_ROUNDS * (configured.interval if configured else INTERVAL_SECONDS)
         self._began = host.clock.wall()
         self._paths: dict[tuple[str, str], _Path] = {}
         self._skipped: Counter[tuple[str, str, str]] = Counter()
@@ -153,11 +164,11 @@ class LatencyCollector(Collector):
 
     def poll(self, now: float) -> Iterator[Sample]:
         for found in self.host.latency.take():
-            self._fold(found)
+            self._fold(found, now)
         with self.guard("allreduce"):
-            self._take_collective()
+            self._take_collective(now)
         for (peer, transport), path in self._paths.items():
-            yield from path.samples(peer, transport)
+            yield from path.samples(peer, transport, now)
         for labels, count in self._skipped.items():
             yield SKIPPED(*labels, value=count)
         for rejected, count in self._rejected.items():
@@ -171,7 +182,7 @@ class LatencyCollector(Collector):
         own = [f"the prober: {message} ({kind})"] if probing and kind != "ok" else []
         return (*own, *(f"{path}: {why}" for path, why in sorted(self._failures.items())), *super().remarks())
 
-    def _fold(self, found: Result) -> None:
+    def _fold(self, found: Result, now: float) -> None:
         if isinstance(found, Rejections):
             self._rejected[found.peer, found.reason] += found.count
             return
@@ -182,9 +193,9 @@ class LatencyCollector(Collector):
                 self._failures[path] = found.why
         else:
             self._failures.pop(path, None)
-            self._paths.setdefault((found.peer, found.transport), _Path()).add(found)
+            self._paths.setdefault((found.peer, found.transport), _Path(self._lasts)).add(found, now)
 
-    def _take_collective(self) -> None:
+    def _take_collective(self, now: float) -> None:
         """A result that was there before this process has been counted by the one before it."""
         state = self.host.state
         state.retry()  # another process writes it
@@ -193,5 +204,5 @@ class LatencyCollector(Collector):
             return
         self._collective = found
         if found.at >= self._began:
-            path = self._paths.setdefault((ALL_PEERS, MPI), _Path())
-            path.add(Round(ALL_PEERS, MPI, found.seconds, 0, 0, found.at))
+            path = self._paths.setdefault((ALL_PEERS, MPI), _Path(lasts=None))
+            path.add(Round(ALL_PEERS, MPI, found.seconds, 0, 0, found.at), now)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Address = tuple[str, int]
 PROGRAMS = ("ib_write_lat", "ib_send_lat")
+INTERVAL_SECONDS = 30.0
 MOST_TARGETS = 8
 MOST_NEIGHBOURS = 16
 _KEYS = ("name", "listen-address", "key-file", "interval", "messages", "pairs", "hosts", "rdma")
@@ -45,7 +46,7 @@ class LatencySettings:
     key_file: str
     hosts: Mapping[str, Address]
     pairs: tuple[tuple[str, str], ...] = ()
-    interval: float = 30.0
+    interval: float = INTERVAL_SECONDS
     messages: int = 40
     rdma: Rdma | None = None
 
@@ -80,7 +81,7 @@ def parse(reader: Reader, section: Any, folder: str) -> LatencySettings:
         key_file=os.path.join(folder, reader.string(table.get("key-file"), "latency.key-file")),
         hosts=hosts,
         pairs=_pairs(reader, table.get("pairs", []), hosts),
-        interval=reader.number(table.get("interval", 30), "latency.interval", 5, 3600),
+        interval=reader.number(table.get("interval", INTERVAL_SECONDS), "latency.interval", 5, 3600),
         messages=reader.count(table.get("messages", 40), "latency.messages", 10, 100),
         rdma=_rdma(reader, table["rdma"]) if "rdma" in table else None,
     )

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 # What a process seems to be for. holder: NVML names it. writer, loader: below a holder or in its job, by what it did
 # in the last half minute. other: below a holder or in its job, and neither.
 Role = Literal["holder", "loader", "writer", "other"]
-JobKind = Literal["slurm", "kubernetes", "container", "user"]
+JobKind = Literal["slurm", "kubernetes", "container", "systemd", "user"]
 
 
 class JobIdentity(NamedTuple):
@@ -23,13 +23,15 @@ class JobIdentity(NamedTuple):
     """
 
     kind: JobKind
-    id: str  # Slurm's job id, the pod's UID with dashes, the container's id, or the user id
+    # Slurm's job id, the pod's UID with dashes, the container's id, the unit's name (of a user's own manager with the
+    # user id before it), or the user id with what tells the user's jobs apart: "1007-run-1f3a99c0", "1007-4711".
+    id: str
     step: str | None = None  # Slurm: "0", "batch", "interactive", ...
     pod: str | None = None  # Kubernetes: the pod's UID, as id
     container: str | None = None  # its id of 64 hex digits, where the cgroup names one
     uid: int | None = None  # owner of the process
     user: str | None = None  # SLURM_JOB_USER, else USER
-    name: str | None = None  # SLURM_JOB_NAME, POD_NAME (else the pod's HOSTNAME), TORCHELASTIC_RUN_ID
+    name: str | None = None  # SLURM_JOB_NAME, POD_NAME (else the pod's HOSTNAME), the unit, TORCHELASTIC_RUN_ID
     account: str | None = None  # SLURM_JOB_ACCOUNT, POD_NAMESPACE
     rank: int | None = None  # RANK, else Slurm's or Open MPI's
     local_rank: int | None = None

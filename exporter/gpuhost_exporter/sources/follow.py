@@ -38,8 +38,10 @@ class _Holder:
     start: int
     cgroup_text: str
     cgroup: str | None  # path in version 2
-    own_cgroup: bool  # it is the job's, by its name; a login session's or a service's may hold anything
+    own_cgroup: bool  # it is the job's, by its name; a login session's may hold anything
     uid: int | None
+    session: int
+    began: int  # pid of its jobs.origin()
     identity: JobIdentity | None
 
 
@@ -78,14 +80,19 @@ class Follower:
         self._find_mounts(((process, work) for process, _, work in told), now)
         samples = tuple(self._sample(*each, gpus.get(each[0].pid, ()), now - since) for each in told)
         holders = [(pid, holder.identity) for pid, holder in self._holders.items() if holder.identity is not None]
-        groups = {holder.cgroup: holder.identity for holder in self._holders.values() if holder.cgroup}
+        groups: dict[str, str | None] = {}
+        for holder in self._holders.values():
+            if holder.cgroup:
+                key = holder.identity.key if holder.identity else None
+                # What the group of several jobs does is none's in particular.
+                groups[holder.cgroup] = key if groups.get(holder.cgroup, key) == key else None
         return Evidence(
             since=since,
             at=now,
             processes=samples,
             jobs=tuple(identity for _, identity in holders),
             holders=tuple((pid, place) for place, (pid, _) in enumerate(holders)),
-            cgroups=self._groups.look({path: job.key if job else None for path, job in groups.items()}),
+            cgroups=self._groups.look(groups),
             host=host,
             unseen=unseen,
             left_out=sum(process.left_out for process in self._processes.values()),
@@ -99,10 +106,16 @@ class Follower:
             del self._holders[pid]
         if gone:
             self._processes = {pid: each for pid, each in self._processes.items() if each.holder not in gone}
-        for pid, start, environment in self._environments.found():
+        found = list(self._environments.found())
+        for pid, start, environment in found:
             holder = self._holders.get(pid)
             if holder is not None and holder.start == start:
-                holder.identity = jobs.identify(holder.cgroup_text, environment, holder.uid)
+                known = holder.cgroup_text, environment, holder.uid, holder.began, holder.session
+                holder.identity = jobs.identify(*known)
+        if found:
+            runs = jobs.same_run((holder.began, holder.identity) for holder in self._holders.values())
+            for holder in self._holders.values():
+                holder.identity = jobs.in_run(holder.identity, runs.get(holder.began))
 
     def _hold(self, pid: int, now: float) -> bool:
         """Follow a holder from now on; False when it is not to be seen."""
@@ -115,9 +128,11 @@ class Follower:
             return False
         text = optional_text(f"{self._root.proc}/{pid}/cgroup") or ""
         uid = jobs.owner(self._root, pid)
-        identity = jobs.identify(text, {}, uid)
+        began = jobs.origin(self._root, pid, stat)
+        identity = jobs.identify(text, {}, uid, began, stat.session)
         own_cgroup = identity is not None and identity.kind != "user"
-        self._holders[pid] = _Holder(now, stat.start, text, jobs.unified_path(text), own_cgroup, uid, identity)
+        path = jobs.unified_path(text)
+        self._holders[pid] = _Holder(now, stat.start, text, path, own_cgroup, uid, stat.session, began, identity)
         self._environments.ask(pid, stat.start)
         if known is None:
             self._processes[pid] = Process(pid, pid, now, stat.start)

@@ -1,7 +1,8 @@
 """Files of one process in /proc.
 
-/proc/4711/stat   4711 (python3) R 4700 4700 4700 0 -1 4194304 9120331 0 412 0 5120 568 0 0 20 0 187 0 502125 ...
-                  the name in parentheses may hold spaces and parentheses; 42 is the wait for block I/O in ticks
+/proc/4711/stat   4711 (python3) R 4700 4700 4650 0 -1 4194304 9120331 0 412 0 5120 568 0 0 20 0 187 0 502125 ...
+                  the name in parentheses may hold spaces and parentheses; after it state, parent, process group,
+                  session; 42 is the wait for block I/O in ticks
 /proc/4711/io     rchar: 300\nwchar: 20\nsyscr: 2\nsyscw: 1\nread_bytes: 0\nwrite_bytes: 4096\n
                   cancelled_write_bytes: 0                      a parent has what its reaped children had, too
 /proc/4711/task/4711/children   4712 4713
@@ -34,6 +35,7 @@ class Stat(NamedTuple):
     start: int  # ticks since boot
     blocked_ticks: int  # always 0 without delay accounting
     dumping: bool = False  # it has failed and writes its memory to a core file, or has
+    session: int = 0  # pid of who began it: a login's shell, a terminal's
 
 
 class Io(NamedTuple):
@@ -64,6 +66,7 @@ def parse_stat(text: str) -> Stat:
             int(words[19]),
             int(words[39]),
             bool(int(words[6]) & _DUMPING),
+            int(words[3]),
         )
     except (ValueError, IndexError) as error:
         raise Malformed(f"expected a process' stat line, got {text[:60]!r}") from error
