@@ -155,7 +155,7 @@ XID_79 = (xid.LAST(*GPU, "79", value=NOW - 60), info(xid.INFO, xid="79", severit
             [gpu_health.POWER_LIMIT(*GPU, value=500), gpu_health.POWER_LIMIT_LOWERED(*GPU)],
         ),
         ("clocks/GPU 0", "warn", "clocks are locked", [gpu_health.CLOCKS_LOCKED(*GPU)]),
-        ("throttling/GPU 0", "warn", "slowed down now", [gpu.THROTTLE_ACTIVE(*GPU, "hw_thermal")]),
+        ("throttling/GPU 0", "fail", "slowed down now", [gpu.THROTTLE_ACTIVE(*GPU, "hw_thermal")]),
         ("modes/GPU 0", "pass", "persistence mode is off", [gpu_health.PERSISTENCE(*GPU, value=0)]),
         ("drives/nvme0", "fail", "takes no I/O", [nvme.UP("nvme0", value=0)]),
         ("drives/nvme0", "warn", "no answer for 3.0 s", [nvme_health.IN_FLIGHT("nvme0", value=3)]),
@@ -171,7 +171,7 @@ XID_79 = (xid.LAST(*GPU, "79", value=NOW - 60), info(xid.INFO, xid="79", severit
         ),
         ("platform/ACS", "pass", "through the CPU", [platform.SWITCH_PORTS("enabled", value=4)]),
         ("versions/VBIOS", "warn", "GPUs differ", [info(driver.GPU_INFO, **SECOND, vbios="96.00.74")]),
-        ("exporter/Kernel log", "pass", "cannot be read", [xid.KERNEL_LOG_UP(value=0)]),
+        ("exporter/Kernel log", "warn", "cannot be read", [xid.KERNEL_LOG_UP(value=0)]),
     ],
 )
 def test_each_check_says_what_is_wrong_and_the_others_stay_as_they_are(where, verdict, why, samples):
@@ -179,14 +179,14 @@ def test_each_check_says_what_is_wrong_and_the_others_stay_as_they_are(where, ve
 
 
 @pytest.mark.parametrize(
-    ("where", "why", "rate"),
+    ("where", "verdict", "why", "rate"),
     [
-        ("throttling/GPU 0", "20 % of the time", gpu.THROTTLED(*GPU, "hw_thermal", value=0.2)),
-        ("RDMA ports/mlx5_0 port 1", "makes it pause", rdma_ethernet.PAUSE("mlx5_0", "3", value=0.1)),
+        ("throttling/GPU 0", "warn", "20 % of the time", gpu.THROTTLED(*GPU, "hw_thermal", value=0.2)),
+        ("RDMA ports/mlx5_0 port 1", "fail", "makes it pause", rdma_ethernet.PAUSE("mlx5_0", "3", value=0.1)),
     ],
 )
-def test_what_only_a_rate_shows_warns(where, why, rate):
-    accuses(where, "warn", why, checked(WELL, [rate]))
+def test_what_only_a_rate_shows_is_told(where, verdict, why, rate):
+    accuses(where, verdict, why, checked(WELL, [rate]))
 
 
 def accuses(where, verdict, why, found):

@@ -1,7 +1,7 @@
 """What the host tells without being asked to do anything: the collectors' samples, and their findings as verdicts.
 
-A check's verdict is that of its findings (kinds.py): critical fails it, a warning warns. The page, the alerts and an
-acceptance therefore never differ.
+A check's verdict is that of its findings (kinds.py): what is critical or drains fails it, a warning warns. The page,
+the alerts, what schedulers are told and an acceptance therefore never differ.
 """
 
 from __future__ import annotations
@@ -68,11 +68,10 @@ def _judge(name: str, facts: tuple[Fact, ...], findings: list[Finding]) -> Itera
         told.setdefault(device, Fact(device, ""))
     for device, fact in told.items():
         said = found.get(device, [])
-        severities = {finding.severity for finding in said}
         verdict: Verdict = "pass"
-        if "critical" in severities or fact.fault:
+        if fact.fault or any(finding.severity == "critical" or finding.drains for finding in said):
             verdict = "fail"
-        elif "warning" in severities or fact.doubt:
+        elif fact.doubt or any(finding.severity == "warning" for finding in said):
             verdict = "warn"
         why = "; ".join(filter(None, (*(finding.message for finding in said), fact.doubt, fact.fault)))
         yield Result(name, device, verdict, fact.measured, fact.wanted, why)
