@@ -168,7 +168,7 @@ def test_the_way_to_a_peer_is_measured_on_ports_that_are_up(programs, tmp_path):
     assert results[-1].target == 5e-6
     assert (tmp_path / "ib_write_bw").read_text() == "-d mlx5_0 -i 1 -F -D 5 -f 1 --report_gbits node-8\n"
     assert (tmp_path / "ib_write_lat").read_text() == "-d mlx5_0 -i 1 -F node-8\n"
-    program = f"{sys.executable} -m gpuhost_exporter allreduce --storage.path=/state\n"
+    program = f"{sys.executable} -c {tools.starting_this_package()} allreduce --storage.path=/state\n"
     assert (tmp_path / "asked").read_text() == f"-np 2 --host localhost,node-8 {program}"
 
 
@@ -339,6 +339,25 @@ def test_an_mpi_job_that_does_not_come_about_is_told_from_one_that_fails(program
     result = said(wires())["MPI all-reduce"]
     assert result[0] == verdict
     assert why in result[1]
+
+
+def test_the_rank_is_this_package_though_pythons_path_does_not_have_it(programs, tmp_path):
+    script = f'shift 4; python=$1; shift; unset PYTHONPATH; cd /; exec "$python" -S "$@" 2>{tmp_path}/errors'
+    install(programs, "mpirun", script)
+    wires()
+    told = (tmp_path / "errors").read_text()
+    assert told.startswith("gpuhost-exporter: mpi4py: No module named 'mpi4py'"), "it has come to what it is for"
+
+
+@pytest.mark.parametrize(
+    "said_by_python",
+    ["/usr/bin/python3: No module named gpuhost_exporter", "ModuleNotFoundError: No module named 'gpuhost_exporter'"],
+)
+def test_a_peer_without_this_package_is_no_fault_of_this_host(programs, said_by_python):
+    install(programs, "mpirun", f'echo "{said_by_python}" >&2; echo ------ >&2; exit 1')
+    verdict, why = said(wires())["MPI all-reduce"]
+    assert verdict == "skipped"
+    assert why.startswith("this host or node-8 lacks Python's module gpuhost_exporter for ")
 
 
 def test_without_mpi4py_the_all_reduce_says_what_to_install(programs, monkeypatch):

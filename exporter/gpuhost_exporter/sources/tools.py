@@ -46,6 +46,12 @@ def find(program: str) -> str | None:
     return shutil.which(program)
 
 
+def starting_this_package() -> str:
+    """Python code that is this program wherever its package lies: .deb and .rpm keep it off Python's own path."""
+    folder = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    return f"import sys; sys.path.append({folder!r}); from gpuhost_exporter.__main__ import main; sys.exit(main())"
+
+
 def has_module(name: str) -> bool:
     """Whether this Python has it; not whether it can be loaded."""
     return importlib.util.find_spec(name) is not None

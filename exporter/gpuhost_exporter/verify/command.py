@@ -36,7 +36,7 @@ from gpuhost_exporter.verify.result import STATE_NAME, Mode, Result, Run, agains
 
 _PATIENCE = 15.0  # seconds for the collectors' first two looks
 _DRIVER_PATIENCE = 90.0  # NVML may take a minute to begin, and a second or two for each GPU
-_QUIET_SECONDS = 3.0  # of waiting for it without a word
+_QUIET_SECONDS = 10.0  # of waiting for it without a word
 _LOOK_SECONDS = 0.05
 _BUSY_RATIO = 0.05
 _WITHOUT_DRIVER = ("no_library", "no_driver", "no_gpus")
