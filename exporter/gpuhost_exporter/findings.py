@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from gpuhost_exporter import advice, figures, network_findings
+from gpuhost_exporter import advice, figures, gpu_findings, network_findings
 from gpuhost_exporter.collectors import (
     driver,
-    fabric,
-    gpu,
-    gpu_health,
     inventory,
-    mig,
-    nvlink,
     nvme,
     nvme_health,
-    pcie,
     raid,
     storage,
-    targets,
     xid,
 )
 from gpuhost_exporter.demand import demand
+from gpuhost_exporter.gpu_findings import GpuFinding
 from gpuhost_exporter.kinds import KINDS, SEVERITIES, Severity
 from gpuhost_exporter.latest import Latest
 from gpuhost_exporter.runner import ERRORS, IN_FLIGHT, UP
 
 _HANGS_SECONDS = 10.0
-_BUSY_RATIO = 0.5
 _HOT_DRIVE_CELSIUS = 70.0
 _NOT_HERE = frozenset({"absent", "unsupported", "unavailable"})
 
-_FABRIC = "Look at the fabric manager: systemctl status nvidia-fabricmanager, and at SXid lines in the kernel log."
 _NVSWITCH = "Drain the host and reboot it: GPUs and NVSwitches need a reset together. The kernel log names the link."
 
 _DRIVER: dict[str, tuple[str, str]] = {
@@ -52,13 +43,6 @@ _WITHOUT_GPUS: dict[str, tuple[str, str]] = {
     "no_library": ("no driver", "Install NVIDIA's driver and load it: modprobe nvidia."),
     "no_driver": ("the driver is not loaded", "Load it: modprobe nvidia; dmesg says why it fails."),
     "no_gpus": ("the driver takes none", "dmesg says why; then power-cycle the host."),
-}
-_GPU: dict[str, str] = {
-    "lost": "lost: it fell off the bus",
-    "needs_reset": "needs a reset",
-    "hung": "a call to it does not return",
-    "missing": "missing: it was here and is not listed any more",
-    "unreadable": "cannot be read",
 }
 
 
@@ -81,27 +65,19 @@ class Finding:
         return f"{self.subject}: {self.message}" if self.subject else self.message
 
 
-@dataclass(frozen=True, slots=True)
-class _GpuFinding:
-    gpu: str
-    kind: str
-    message: str
-    action: str
-
-
 def find(latest: Latest, moved: Latest, now: float) -> tuple[Finding, ...]:
     """Gravest first. What several GPUs share is said once. `moved` holds the rates of counters, `now` is the time in
     seconds since the epoch.
     """
     network = network_findings.find(latest, moved)
-    findings = [*_driver(latest), *_merged(_gpus(latest, now)), *_others(latest, moved, network)]
+    findings = [*_driver(latest), *_merged(gpu_findings.find(latest, now)), *_others(latest, moved, network)]
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def find_each(latest: Latest, moved: Latest, now: float) -> tuple[Finding, ...]:
     """As find(), with what several GPUs or ports share said of each: "GPU 3"."""
     network = network_findings.find(latest, moved, each=True)
-    gpus = (Finding(said.kind, f"GPU {said.gpu}", said.message, said.action) for said in _gpus(latest, now))
+    gpus = (Finding(said.kind, f"GPU {said.gpu}", said.message, said.action) for said in gpu_findings.find(latest, now))
     return (*_driver(latest), *gpus, *_others(latest, moved, network))
 
 
@@ -116,7 +92,7 @@ def ranges(numbers: Iterable[str]) -> str:
     return ", ".join("-".join(map(str, part)) for part in parts)
 
 
-def _merged(findings: Iterable[_GpuFinding]) -> Iterator[Finding]:
+def _merged(findings: Iterable[GpuFinding]) -> Iterator[Finding]:
     same: dict[tuple[str, str, str], list[str]] = {}
     for finding in findings:
         same.setdefault((finding.kind, finding.message, finding.action), []).append(finding.gpu)
@@ -168,139 +144,6 @@ def _number(count: float, thing: str) -> str:
     return f"{count:.0f} {thing}" + ("" if count == 1 else "s")
 
 
-def _gpus(latest: Latest, now: float) -> Iterator[_GpuFinding]:
-    xids = tuple(advice.seen_xids(latest, now))
-    for index, uuid in latest.rows(driver.GPU_UP):
-        state = latest.state(driver.GPU_STATE, index, uuid) or ""
-        asked = advice.for_gpu(latest, index, uuid, xids)
-        if state in _GPU:
-            message = _GPU[state]
-            if state == "needs_reset" and asked == advice.POWER_CYCLE:
-                message = f"{message} that may not reach it: it fell off the bus"
-            yield _GpuFinding(index, f"gpu_{state}", message, asked or "gpuhost-exporter doctor and the log say why.")
-        recovery = latest.state(gpu_health.RECOVERY_ACTION, index, uuid)
-        if recovery not in (None, "none"):
-            message = f"the driver asks for a recovery: {recovery.replace('_', ' ')}"
-            yield _GpuFinding(index, "recovery_action", message, asked)
-        for kind, message, action in (
-            *_memory(latest, index, uuid),
-            *_links(latest, index, uuid),
-            *_speed(latest, index, uuid),
-            *_modes(latest, index, uuid),
-        ):
-            yield _GpuFinding(index, kind, message, action)
-    for seen in xids:
-        if seen.severity in ("critical", "warning"):
-            at = time.strftime("%d %b %H:%M:%S UTC", time.gmtime(seen.last))
-            often = "once," if seen.count == 1 else f"{seen.count:.0f} times since the exporter started, last"
-            message = f"XID {seen.code}, {seen.meaning or 'not in the catalogue'}: {often} {at}"
-            if seen.recent:
-                action = advice.for_gpu(latest, seen.index, seen.uuid, xids) or seen.action
-                yield _GpuFinding(seen.index, f"xid_{seen.severity}", message, action)
-            else:
-                yield _GpuFinding(seen.index, "xid_past", message, "")
-
-
-_Said = Iterator[tuple[str, str, str]]  # kind, message, action
-
-
-def _memory(latest: Latest, *labels: str) -> _Said:
-    if latest.value(gpu_health.REMAP_FAILED, *labels):
-        yield "remap_failed", "a broken memory row could not be replaced", advice.EXCHANGE
-    if latest.value(gpu_health.SRAM_THRESHOLD, *labels):
-        yield "sram_threshold", "too many uncorrected SRAM errors", advice.EXCHANGE
-    if latest.value(gpu_health.REMAP_BANKS, *labels, "none"):
-        yield "remap_banks", "memory banks without a spare row left", "Plan to have the GPU exchanged."
-    if latest.value(gpu_health.REMAP_PENDING, *labels):
-        yield (
-            "remap_pending",
-            "a memory row waits to be replaced",
-            f"Reset when convenient: nvidia-smi -r -i {labels[0]}.",
-        )
-    errors = latest.value(gpu_health.ECC_ERRORS, *labels, "uncorrected")
-    if errors:
-        yield "ecc_errors", f"{errors:.0f} uncorrected memory errors since the driver was loaded", "Watch it; test it."
-    if latest.value(gpu_health.ECC_ENABLED, *labels) == 0:
-        yield "ecc_off", "ECC is off: memory errors stay unseen", f"nvidia-smi -e 1 -i {labels[0]}, then reset."
-
-
-def _links(latest: Latest, *labels: str) -> _Said:
-    active, expected = (latest.value(spec, *labels) for spec in (nvlink.ACTIVE, nvlink.EXPECTED))
-    state = latest.state(fabric.STATE, *labels)
-    status = latest.value(fabric.STATUS, *labels)
-    peers = latest.value(nvlink.FALLBACK_PEERS, *labels)
-    if active is not None and expected and active < expected:
-        capacity, full = (
-            figures.rate(latest.value(spec, *labels)) for spec in (nvlink.CAPACITY, targets.NVLINK_BANDWIDTH)
-        )
-        message = f"{active:.0f} of {expected:.0f} NVLinks active, {figures.of(capacity, full)}"
-        yield "nvlink_down", message, advice.LINK
-    if state in ("not_started", "in_progress") or status:
-        reason = f"ended with NVML error {status:.0f}" if status else state.replace("_", " ") if state else ""
-        yield "fabric_unregistered", f"no NVLink: registration with the fabric {reason}", _FABRIC
-    elif peers:
-        slower = latest.value(nvlink.SLOWDOWN, *labels)
-        by = f", {slower:.0f} times slower" if slower else ""
-        yield "pcie_fallback", f"reaches {peers:.0f} other GPUs over PCIe only{by}", _FABRIC
-    found = [finding for finding, value in latest.below(fabric.FINDING, *labels) if value]
-    summary = latest.state(fabric.HEALTH, *labels)
-    if found or summary in ("unhealthy", "limited"):
-        said = ", ".join(name.replace("_", " ") for name in found) or str(summary)
-        yield (
-            f"fabric_{'unhealthy' if summary == 'unhealthy' else 'limited'}",
-            f"the NVLink fabric reports: {said}",
-            _FABRIC,
-        )
-
-
-def _speed(latest: Latest, *labels: str) -> _Said:
-    reasons = [reason for reason, value in latest.below(gpu.THROTTLE_ACTIVE, *labels) if value]
-    if reasons:
-        cause = "power supply" if reasons == ["hw_power_brake"] else "cooling"
-        yield "throttled", f"slowed down now: {', '.join(reasons)}", f"Look at the {cause}."
-    if latest.value(gpu_health.POWER_LIMIT_LOWERED, *labels):
-        limit, default = (
-            figures.watts(latest.value(spec, *labels))
-            for spec in (gpu_health.POWER_LIMIT, gpu_health.POWER_LIMIT_DEFAULT)
-        )
-        action = f"If nobody wants that: nvidia-smi -i {labels[0]} -pl {default.removesuffix(' W')}."
-        yield "power_limit", f"power limit lowered, {figures.of(limit, default)}", action
-    if latest.value(gpu_health.CLOCKS_LOCKED, *labels):
-        yield "clocks_locked", "clocks are locked", f"If nobody wants that: nvidia-smi -i {labels[0]} -rgc."
-    width, most = latest.value(pcie.WIDTH, *labels), latest.value(pcie.WIDTH_MAX, *labels, "link")
-    if width and most and width < most:
-        yield (
-            "pcie_width",
-            f"PCIe runs with {width:.0f} of {most:.0f} lanes",
-            "Have the board reseated or the slot tested.",
-        )
-    generation, best = latest.value(pcie.GENERATION, *labels), latest.value(pcie.GENERATION_MAX, *labels, "link")
-    busy = (latest.value(gpu.UTILIZATION, *labels) or 0.0) > _BUSY_RATIO  # links rest in a lower generation when idle
-    if busy and generation and best and generation < best:
-        yield (
-            "pcie_generation",
-            f"PCIe runs as generation {generation:.0f} of {best:.0f} under load",
-            "Have the slot tested.",
-        )
-
-
-def _modes(latest: Latest, *labels: str) -> _Said:
-    if latest.value(gpu_health.PERSISTENCE, *labels) == 0:
-        yield "persistence_off", "persistence mode is off", "systemctl enable --now nvidia-persistenced"
-    if latest.value(gpu_health.MIG_ENABLED, *labels):
-        instances = sum(found[:2] == labels for found in latest.rows(mig.MIG_INFO))
-        yield "mig", f"partitioned (MIG), {instances} instances", ""
-    if latest.value(targets.PRODUCT_KNOWN, *labels) == 0:
-        yield (
-            "product_unknown",
-            "product unknown: nothing to measure it against",
-            "Set its targets in the configuration file.",
-        )
-    users = latest.value(gpu.USERS, *labels)
-    if users and users > 1:
-        yield "several_users", f"processes of {users:.0f} users", ""
-
-
 def _host(latest: Latest) -> Iterator[Finding]:
     for code, count in advice.seen_sxids(latest):
         message = f"{_number(count, 'fatal SXid error')} {code} since the exporter started"
@@ -308,7 +151,8 @@ def _host(latest: Latest) -> Iterator[Finding]:
     for kind, device in latest.rows(inventory.MISSING):
         if kind in ("drives", "arrays", "ports"):
             forget = f"If it is gone for good: gpuhost-exporter forget {device}."
-            yield Finding("device_missing", device, "missing: it was here before", forget)
+            found = "port_missing" if kind == "ports" else "device_missing"
+            yield Finding(found, device, "missing: it was here before", forget)
 
 
 def _storage(latest: Latest) -> Iterator[Finding]:
@@ -368,12 +212,12 @@ _WARNED: dict[str, tuple[str, str]] = {
     "temperature": ("drive_warns", "the drive is too hot or too cold, by its own measure"),
     "reliability_degraded": ("drive_unreliable", "the drive calls itself unreliable"),
     "read_only": ("drive_read_only", "the drive takes no more writes"),
-    "backup_failed": ("drive_warns", "the drive may lose writes when power fails"),
-    "persistent_memory_unreliable": ("drive_warns", "the drive's persistent memory is unreliable"),
+    "backup_failed": ("drive_backup", "the drive may lose writes when power fails"),
+    "persistent_memory_unreliable": ("drive_backup", "the drive's persistent memory is unreliable"),
 }
 
 
-def _drive_health(latest: Latest, device: str) -> _Said:
+def _drive_health(latest: Latest, device: str) -> Iterator[tuple[str, str, str]]:
     for warning, raised in latest.below(nvme_health.WARNING, device):
         if raised:
             action = "Look at the cooling." if warning == "temperature" else "Have the drive exchanged."

@@ -41,7 +41,9 @@ def _ports(latest: Latest, moved: Latest) -> Iterator[Said]:
         name = f"{device} port {port}"
         if not up:
             waits = latest.value(rdma.PHYSICAL_UP, device, port)
-            yield "port_down", name, "down, though its cable carries a link" if waits else "down", ""
+            kind = "port_down" if _has_been_up(latest, device, port) else "port_unused"
+            action = "Look at the cable, its transceivers and the switch's port." if kind == "port_down" else ""
+            yield kind, name, "down, though its cable carries a link" if waits else "down", action
         stalls = sum(moved.value(rdma.CONGESTION, device, port, stall) or 0.0 for stall in _STALLS)
         if stalls:
             action = "Look at the switch ports on the way for loss, and whether PFC and ECN are on along all of it."
@@ -66,6 +68,12 @@ def _ports(latest: Latest, moved: Latest) -> Iterator[Said]:
     for (device, error), damaged in moved.rows(rdma_ethernet.PHYSICAL_ERRORS).items():
         if error == "crc" and damaged:
             yield "port_damages", device, "packets arrive damaged", "Exchange the cable or transceiver."
+
+
+def _has_been_up(latest: Latest, *labels: str) -> bool:
+    """By what it has counted since its driver was loaded. What was never cabled is no fault."""
+    carried = any(latest.value(rdma.BYTES, *labels, direction) for direction in ("rx", "tx"))
+    return carried or bool(latest.value(rdma.ERRORS, *labels, "link_downed"))
 
 
 def _peers(latest: Latest) -> Iterator[Said]:

@@ -14,7 +14,8 @@ from gpuhost_exporter.status import Status
 Word = Literal["fit", "unfit", "unknown"]
 
 # What drains is told by these. A subject that is not on this host tells nothing, and is not waited for.
-_RESTS_ON = frozenset({"driver", "gpu_health", "nvlink", "fabric", "nvme", "raid"})
+_RESTS_ON = frozenset({"driver", "gpu_health", "nvlink", "fabric", "nvme", "raid", "rdma"})
+_UNREADABLE = frozenset({"released", "permission", "crashed", "error"})
 _UNREAD = frozenset({"waiting", "failing", "denied"})
 
 
@@ -28,11 +29,16 @@ def verdict(status: Status, *, sampling: bool) -> tuple[Word, str]:
         return "unfit", f"{draining[0]}{more}"
     if not sampling:
         return "unknown", "no collector of the exporter has finished a poll for long"
-    unread = [row.name for row in status.collectors if row.name in _RESTS_ON and row.state in _UNREAD]
-    if unread:
-        first = status.findings[0] if status.findings else None
-        said = f" ({first})" if first and first.kind in ("released", "permission", "crashed", "error") else ""
-        return "unknown", f"not read: {', '.join(unread)}{said}"
+    missing = unread(status)
+    if missing:
+        return "unknown", missing
     if status.verdict == "unknown":
         return "unknown", status.headline
     return "fit", status.headline
+
+
+def unread(status: Status) -> str:
+    """What is not read though it is here, and why if that is known; "" where all is read that the verdict rests on."""
+    names = [row.name for row in status.collectors if row.name in _RESTS_ON and row.state in _UNREAD]
+    why = next((f" ({finding})" for finding in status.findings if finding.kind in _UNREADABLE), "")
+    return f"not read: {', '.join(names)}{why}" if names else ""

@@ -20,7 +20,7 @@ PORTS = [f"mlx5_{index} port 1" for index in range(8)]
 HEALTHY = {
     "h100x8": {},
     "l40s": {},
-    "mig": {},
+    "mig": {("modes", f"GPU {index}"): "warn" for index in (0, 1)},  # alone among siblings that are whole
     "oldkernel": {},
     "nogpu": {},
     "vm": {("platform", ""): "warn"},
@@ -50,14 +50,14 @@ SCENARIOS = {
         ("NVLink fabric", "NVSwitch"): "fail",
     },
     "fabric-broken": {(check, gpu): "fail" for check in ("NVLink", "NVLink fabric") for gpu in GPUS}
-    | {("NVLink fabric", "NVSwitch"): "fail", ("NVLink fabric", "Fabric manager"): "warn"},
+    | {("NVLink fabric", "NVSwitch"): "fail", ("NVLink fabric", "Fabric manager"): "fail"},
     "thermal": {("throttling", "GPU 2"): "warn"},
     "clocks-locked": {("clocks", "GPU 5"): "warn", ("power limit", "GPU 6"): "warn"},
     "array-degraded": {("arrays", "md127"): "warn", ("drives", "nvme5"): "fail"},
     "array-slow": {("arrays", "md0"): "warn"},
     "drive-pulled": {("arrays", "md0"): "fail"},
     "drive-hung": {("drives", "nvme1"): "warn"},
-    "roce-congested": {("RDMA ports", port): "warn" for port in PORTS},
+    "roce-congested": {("RDMA ports", port): "fail" for port in PORTS},
 }
 # Told by rates between two looks: a simulator that waits for a processor meanwhile shows less than there is.
 BY_RATES = {"array-slow", "roce-congested"}

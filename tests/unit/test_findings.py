@@ -154,13 +154,13 @@ def test_nothing_told_is_nothing_found():
         ),
         (
             [*gpu_is("ok"), gpu_health.REMAP_FAILED(*GPU)],
-            ("critical", "GPU 3: a broken memory row could not be replaced"),
+            ("warning", "GPU 3: a broken memory row could not be replaced"),
         ),
         (
             [*gpu_is("ok"), gpu_health.REMAP_PENDING(*GPU)],
             ("warning", "GPU 3: a memory row waits to be replaced"),
         ),
-        ([*gpu_is("ok"), gpu_health.SRAM_THRESHOLD(*GPU)], ("critical", "GPU 3: too many uncorrected SRAM errors")),
+        ([*gpu_is("ok"), gpu_health.SRAM_THRESHOLD(*GPU)], ("warning", "GPU 3: too many uncorrected SRAM errors")),
         (
             [*gpu_is("ok"), gpu_health.ECC_ENABLED(*GPU, value=0)],
             ("warning", "GPU 3: ECC is off: memory errors stay unseen"),
@@ -193,7 +193,23 @@ def test_nothing_told_is_nothing_found():
         ),
         (
             [*gpu_is("ok"), gpu.THROTTLE_ACTIVE(*GPU, "hw_thermal")],
-            ("warning", "GPU 3: slowed down now: hw_thermal"),
+            ("critical", "GPU 3: slowed down now: hw_thermal"),
+        ),
+        (
+            [*gpu_is("ok"), gpu.THROTTLE_ACTIVE(*GPU, "sw_thermal")],
+            ("warning", "GPU 3: slowed down now: sw_thermal"),
+        ),
+        (
+            [*gpu_is("ok"), gpu_health.MIG_ENABLED(*GPU)],
+            ("info", "GPU 3: partitioned (MIG), 0 instances"),
+        ),
+        (
+            [
+                *gpu_is("ok"),
+                gpu_health.MIG_ENABLED(*GPU),
+                *(gpu_health.MIG_ENABLED(str(n), f"GPU-{n}", value=0) for n in (0, 1, 2)),
+            ],
+            ("warning", "GPU 3: partitioned (MIG) though most others are not, 0 instances"),
         ),
         (
             [
@@ -288,9 +304,18 @@ def test_nothing_told_is_nothing_found():
         ),
         (
             [nvme.UP("nvme2"), nvme_health.IN_FLIGHT("nvme2", value=40)],
-            ("warning", "nvme2: the controller has not answered for 40 s"),
+            ("critical", "nvme2: the controller has not answered for 40 s"),
+        ),
+        (
+            [nvme.UP("nvme2"), nvme_health.WARNING("nvme2", "backup_failed", value=1)],
+            ("critical", "nvme2: the drive may lose writes when power fails"),
         ),
         ([inventory.MISSING("drives", "nvme3")], ("warning", "nvme3: missing: it was here before")),
+        ([inventory.MISSING("ports", "mlx5_0/1")], ("critical", "mlx5_0/1: missing: it was here before")),
+        (
+            [xid.KERNEL_LOG_UP(value=0)],
+            ("warning", "Kernel log: cannot be read: errors of GPUs that fell off the bus stay unseen"),
+        ),
         ([rdma.UP("mlx5_1", "1", value=0)], ("info", "mlx5_1 port 1: down")),
         (
             [xid.SXID_ERRORS("20034", "true", value=1)],

@@ -53,6 +53,21 @@ def test_congestion_control_at_work_on_a_host_that_is_well_is_nothing_to_say():
             ("info", "mlx5_1 port 1: down, though its cable carries a link"),
         ),
         (
+            [rdma.UP("mlx5_1", "1", value=0), *(rdma.BYTES("mlx5_1", "1", way, value=0) for way in ("rx", "tx"))],
+            [],
+            ("info", "mlx5_1 port 1: down"),
+        ),
+        (
+            [rdma.UP("mlx5_1", "1", value=0), rdma.BYTES("mlx5_1", "1", "tx", value=9e9)],
+            [],
+            ("critical", "mlx5_1 port 1: down"),
+        ),
+        (
+            [rdma.UP("mlx5_1", "1", value=0), rdma.ERRORS("mlx5_1", "1", "link_downed", value=1)],
+            [],
+            ("critical", "mlx5_1 port 1: down"),
+        ),
+        (
             [rdma.MTU("mlx5_0", "1", value=1500)],
             [],
             ("info", "mlx5_0 port 1: MTU 1500: RDMA packets are smaller than they could be"),
@@ -61,19 +76,19 @@ def test_congestion_control_at_work_on_a_host_that_is_well_is_nothing_to_say():
         (
             [],
             [rdma_ethernet.PAUSE("mlx5_0", "3", value=0.11)],
-            ("warning", "mlx5_0: the network makes it pause more than 5 % of the time"),
+            ("critical", "mlx5_0: the network makes it pause more than 5 % of the time"),
         ),
         (
             [],
             [rdma.CONGESTION("mlx5_0", "1", "ack_timeout", value=0.4)],
-            ("warning", "mlx5_0 port 1: acknowledgements time out: the network loses packets"),
+            ("critical", "mlx5_0 port 1: acknowledgements time out: the network loses packets"),
         ),
         (
             [],
             [rdma_ethernet.PHYSICAL_ERRORS("mlx5_0", "crc", value=0.1)],
             ("warning", "mlx5_0: packets arrive damaged"),
         ),
-        ([platform.FABRIC_MANAGER(value=0)], [], ("warning", "Fabric manager: not running")),
+        ([platform.FABRIC_MANAGER(value=0)], [], ("critical", "Fabric manager: not running")),
         (
             [platform.FABRIC_MANAGER_MATCHES(value=0)],
             [],
@@ -126,7 +141,7 @@ def test_what_many_ports_share_is_said_once():
     ports = [sample for n in range(8) for sample in (rdma.UP(f"mlx5_{n}", "1"),)]
     rates = [rdma.CONGESTION(f"mlx5_{n}", "1", "ack_timeout", value=1) for n in range(8)]
     assert said(ports, rates) == [
-        ("warning", "mlx5_0 port 1 and 7 more: acknowledgements time out: the network loses packets")
+        ("critical", "mlx5_0 port 1 and 7 more: acknowledgements time out: the network loses packets")
     ]
 
 

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from support.rules import alerts
 
-from gpuhost_exporter import findings, kinds, network_findings, xids
-from gpuhost_exporter.collectors import driver, gpu_health, inventory
+from gpuhost_exporter import findings, gpu_findings, kinds, network_findings, xids
+from gpuhost_exporter.collectors import driver, gpu_health, inventory, rdma
 from gpuhost_exporter.exposition import SIMULATED
 from gpuhost_exporter.runner import AGE, ERRORS, UP
 from gpuhost_exporter.status import build
@@ -86,15 +87,81 @@ def test_a_host_without_gpus_is_fit_for_what_it_is():
 
 
 def test_every_finding_has_a_kind_in_the_table_and_every_kind_is_found_somewhere():
-    source = "".join(Path(module.__file__).read_text() for module in (findings, network_findings))
+    source = "".join(Path(module.__file__).read_text() for module in (findings, gpu_findings, network_findings))
     named = set(re.findall(r'"([a-z][a-z0-9_]+)"', source)) | set(findings._DRIVER)
-    named |= {f"gpu_{state}" for state in findings._GPU} | {f"fabric_{word}" for word in ("unhealthy", "limited")}
+    named |= {f"gpu_{state}" for state in gpu_findings._GPU} | {f"fabric_{word}" for word in ("unhealthy", "limited")}
     named |= {f"xid_{severity}" for severity in xids.SEVERITIES}
     assert set(kinds.KINDS) <= named
 
 
-def test_only_what_is_critical_drains():
-    assert {kind.severity for kind in kinds.KINDS.values() if kind.drains} == {"critical"}
+def test_a_finding_is_as_grave_as_the_alert_of_the_same_condition():
+    grave = {"page": "critical", "ticket": "warning", "info": "info"}
+    rules = {rule.name: grave[rule.body["labels"]["severity"]] for rule in alerts()}
+    named = {name: kind for name, kind in kinds.KINDS.items() if kind.alert}
+    assert {kind.alert for kind in named.values()} <= set(rules)
+    assert {name: kind.severity for name, kind in named.items()} == {
+        name: rules[kind.alert] for name, kind in named.items()
+    }
+
+
+# Alerts of the same subject judge something else: growth, an hour, or nothing at all.
+WITHOUT_ALERT = {
+    "no_library", "no_driver", "no_gpus", "released", "driver_slow", "gpus_left_out", "gpus_gone", "no_gpu_expected",
+    "xid_past", "ecc_errors", "persistence_off", "mig", "several_users", "latency_drift", "port_mtu", "port_unused",
+    "port_without_roce_v2", "gpudirect_off", "iommu_translates", "acs_enabled", "array_sync", "array_slow",
+    "submitter_slow", "drive_warns", "drive_slot", "media_errors",
+}  # fmt: skip
+
+
+def test_a_finding_without_an_alert_is_so_on_purpose():
+    assert {name for name, kind in kinds.KINDS.items() if not kind.alert} == WITHOUT_ALERT
+
+
+def test_the_alert_of_a_state_fires_in_that_state():
+    rules = {rule.name: rule.expr for rule in alerts()}
+    of_driver = set(findings._DRIVER) - WITHOUT_ALERT - {"stuck"}
+    assert of_driver == {"permission", "hung", "crashed", "error", "mismatch"}
+    for kind in of_driver:
+        assert re.search(rf'gpuhost_nvml_state{{state=~?"[^"]*\b{kind}\b', rules[kinds.KINDS[kind].alert])
+    for state in gpu_findings._GPU:
+        assert re.search(rf'gpuhost_gpu_state{{state=~?"[^"]*\b{state}\b', rules[kinds.KINDS[f"gpu_{state}"].alert])
+
+
+# A ticket that a job runs into nonetheless, and pages that it does not or that are not this host's.
+DRAINS_AS_WARNING = {"remap_failed", "sram_threshold", "fabric_unhealthy"}
+PAGES_AND_STAYS = {
+    "permission", "crashed", "error", "xid_critical", "fabric_manager_down", "hardware_slows", "port_loses",
+    "port_paused", "drive_backup", "drive_silent",
+}  # fmt: skip
+
+
+def test_what_drains_is_critical_but_for_what_is_named_here():
+    drains = {name for name, kind in kinds.KINDS.items() if kind.drains}
+    critical = {name for name, kind in kinds.KINDS.items() if kind.severity == "critical"}
+    assert (drains - critical, critical - drains) == (DRAINS_AS_WARNING, PAGES_AND_STAYS)
+    assert {kinds.KINDS[name].severity for name in DRAINS_AS_WARNING} == {"warning"}
+
+
+@pytest.mark.parametrize(
+    ("samples", "word"),
+    [
+        ([rdma.UP("mlx5_0", "1", value=0), rdma.BYTES("mlx5_0", "1", "tx", value=1e9)], "unfit"),
+        ([rdma.UP("mlx5_0", "1", value=0), rdma.BYTES("mlx5_0", "1", "tx", value=0)], "fit"),
+        ([inventory.MISSING("ports", "mlx5_0/1")], "unfit"),
+        ([UP("rdma", value=0), ERRORS("rdma", "malformed")], "unknown"),
+    ],
+)
+def test_a_port_that_has_been_up_and_is_gone_drains(samples, word):
+    assert told(*WELL, *samples)[0] == word
+
+
+def test_what_cannot_be_read_pages_and_leaves_the_verdict_open():
+    unread = (UP(name, value=0) for name in ("gpu_health", "nvlink", "fabric"))
+    word, said = told(driver.NVML_STATE("permission"), UP("driver"), *unread)
+    assert (word, said) == (
+        "unknown",
+        "not read: gpu_health, nvlink, fabric (Driver: the device files cannot be opened)",
+    )
 
 
 def test_the_table_says_of_each_kind_whether_it_drains():
@@ -102,6 +169,6 @@ def test_the_table_says_of_each_kind_whether_it_drains():
     assert (Path(__file__).parents[2] / "exporter" / "DRAINS.md").read_text() == page
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     assert len(rows) == len(kinds.KINDS)
-    assert "| `gpu_lost` | critical | yes | a GPU fell off the bus |" in rows
+    assert "| `gpu_lost` | critical | yes | GpuhostGPULost | a GPU fell off the bus |" in rows
     assert rows[0].split(" | ")[1:3] == ["critical", "yes"]
     assert rows[-1].split(" | ")[1:3] == ["info", "no"]

@@ -136,6 +136,15 @@ XID_79 = (xid.LAST(*GPU, "79", value=NOW - 60), info(xid.INFO, xid="79", severit
         ("driver", "fail", "differ in version", [driver.NVML_STATE("ok", value=0), driver.NVML_STATE("mismatch")]),
         ("GPUs", "fail", "takes 1 of the 2", [driver.GPUS_ON_BUS(value=2)]),
         ("inventory/S6K1", "warn", "it was here before", [info(inventory.MISSING, kind="drives", device="S6K1")]),
+        ("GPUs", "fail", "fewer than expected", [inventory.GPUS_EXPECTED(value=8)]),
+        ("inventory/drives", "warn", "fewer than expected", [inventory.EXPECTED("drives", value=3)]),
+        ("inventory/ports", "fail", "fewer than expected", [inventory.EXPECTED("ports", value=3)]),
+        (
+            "inventory/mlx5_1/1",
+            "fail",
+            "it was here before",
+            [info(inventory.MISSING, kind="ports", device="mlx5_1/1")],
+        ),
         ("XIDs/GPU 0", "fail", "XID 79", XID_79),
         ("GPU memory/GPU 0", "fail", "could not be replaced", [gpu_health.REMAP_FAILED(*GPU)]),
         ("GPU memory/GPU 0", "warn", "ECC is off", [gpu_health.ECC_ENABLED(*GPU, value=0)]),
@@ -147,6 +156,12 @@ XID_79 = (xid.LAST(*GPU, "79", value=NOW - 60), info(xid.INFO, xid="79", severit
             [fabric.STATE(*GPU, "completed", value=0), fabric.STATE(*GPU, "in_progress")],
         ),
         ("PCIe/GPU 0", "warn", "8 of 16 lanes", [pcie.WIDTH(*GPU, value=8)]),
+        (
+            "PCIe/GPU 0",
+            "warn",
+            "the slot has 8 lanes only",
+            [pcie.WIDTH(*GPU, value=8), pcie.WIDTH_MAX(*GPU, "link", value=8)],
+        ),
         ("PCIe/GPU 0", "warn", "the slot takes generation 4 only", [pcie.GENERATION_MAX(*GPU, "link", value=4)]),
         (
             "power limit/GPU 0",
@@ -155,12 +170,19 @@ XID_79 = (xid.LAST(*GPU, "79", value=NOW - 60), info(xid.INFO, xid="79", severit
             [gpu_health.POWER_LIMIT(*GPU, value=500), gpu_health.POWER_LIMIT_LOWERED(*GPU)],
         ),
         ("clocks/GPU 0", "warn", "clocks are locked", [gpu_health.CLOCKS_LOCKED(*GPU)]),
-        ("throttling/GPU 0", "warn", "slowed down now", [gpu.THROTTLE_ACTIVE(*GPU, "hw_thermal")]),
+        ("throttling/GPU 0", "fail", "slowed down now", [gpu.THROTTLE_ACTIVE(*GPU, "hw_thermal")]),
         ("modes/GPU 0", "pass", "persistence mode is off", [gpu_health.PERSISTENCE(*GPU, value=0)]),
         ("drives/nvme0", "fail", "takes no I/O", [nvme.UP("nvme0", value=0)]),
         ("drives/nvme0", "warn", "no answer for 3.0 s", [nvme_health.IN_FLIGHT("nvme0", value=3)]),
         ("arrays/md0", "warn", "3 of 4 members", [raid.MEMBERS("md0", "active", value=3)]),
         ("RDMA ports/mlx5_0 port 1", "warn", "slower than the target", [rdma.RATE("mlx5_0", "1", value=1.25e9)]),
+        ("RDMA ports/mlx5_0 port 1", "warn", "down; nothing goes over it", [rdma.UP("mlx5_0", "1", value=0)]),
+        (
+            "RDMA ports/mlx5_0 port 1",
+            "fail",
+            "down; nothing goes over it",
+            [rdma.UP("mlx5_0", "1", value=0), rdma.ERRORS("mlx5_0", "1", "link_downed", value=2)],
+        ),
         ("NUMA/GPU 1", "warn", "no RDMA port on its node", [info(pcie.PCIE_INFO, **SECOND, numa_node="1")]),
         ("platform", "warn", "a virtual machine by ", [platform.VIRTUALIZED("kvm")]),
         (
@@ -171,7 +193,6 @@ XID_79 = (xid.LAST(*GPU, "79", value=NOW - 60), info(xid.INFO, xid="79", severit
         ),
         ("platform/ACS", "pass", "through the CPU", [platform.SWITCH_PORTS("enabled", value=4)]),
         ("versions/VBIOS", "warn", "GPUs differ", [info(driver.GPU_INFO, **SECOND, vbios="96.00.74")]),
-        ("exporter/Kernel log", "pass", "cannot be read", [xid.KERNEL_LOG_UP(value=0)]),
     ],
 )
 def test_each_check_says_what_is_wrong_and_the_others_stay_as_they_are(where, verdict, why, samples):
@@ -179,14 +200,30 @@ def test_each_check_says_what_is_wrong_and_the_others_stay_as_they_are(where, ve
 
 
 @pytest.mark.parametrize(
-    ("where", "why", "rate"),
+    ("where", "verdict", "why", "rate"),
     [
-        ("throttling/GPU 0", "20 % of the time", gpu.THROTTLED(*GPU, "hw_thermal", value=0.2)),
-        ("RDMA ports/mlx5_0 port 1", "makes it pause", rdma_ethernet.PAUSE("mlx5_0", "3", value=0.1)),
+        ("throttling/GPU 0", "warn", "20 % of the time", gpu.THROTTLED(*GPU, "hw_thermal", value=0.2)),
+        ("RDMA ports/mlx5_0 port 1", "fail", "makes it pause", rdma_ethernet.PAUSE("mlx5_0", "3", value=0.1)),
     ],
 )
-def test_what_only_a_rate_shows_warns(where, why, rate):
-    accuses(where, "warn", why, checked(WELL, [rate]))
+def test_what_only_a_rate_shows_is_told(where, verdict, why, rate):
+    accuses(where, verdict, why, checked(WELL, [rate]))
+
+
+UNREAD = "the kernel log, which holds those of before, cannot be read"
+
+
+def test_no_xid_is_not_good_news_where_the_kernel_log_cannot_be_read():
+    found = checked((*WELL, xid.KERNEL_LOG_UP(value=0)))
+    assert (found["XIDs", "GPU 0"].verdict, found["XIDs", "GPU 0"].why) == ("skipped", UNREAD)
+    assert found["exporter", "Kernel log"].verdict == "warn"
+    others = {key: result.verdict for key, result in found.items() if key[0] not in ("XIDs", "exporter")}
+    assert set(others.values()) == {"pass"}
+
+
+def test_an_xid_that_the_driver_told_counts_though_the_kernel_log_cannot_be_read():
+    found = checked((*WELL, *XID_79, xid.KERNEL_LOG_UP(value=0)))
+    assert (found["XIDs", "GPU 0"].verdict, found["XIDs", "GPU 0"].measured) == ("fail", "XID 79")
 
 
 def accuses(where, verdict, why, found):

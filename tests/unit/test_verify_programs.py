@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.programs import BABBLE, RECORDED, fio, install, printing
 
-from gpuhost_exporter.collectors import driver, filesystem, pcie, rdma, storage, targets
+from gpuhost_exporter.collectors import driver, filesystem, gpu_health, pcie, rdma, storage, targets
 from gpuhost_exporter.errors import Denied, Hung, Malformed
 from gpuhost_exporter.latest import Latest
 from gpuhost_exporter.sources import tools
@@ -167,7 +168,7 @@ def test_the_way_to_a_peer_is_measured_on_ports_that_are_up(programs, tmp_path):
     assert results[-1].target == 5e-6
     assert (tmp_path / "ib_write_bw").read_text() == "-d mlx5_0 -i 1 -F -D 5 -f 1 --report_gbits node-8\n"
     assert (tmp_path / "ib_write_lat").read_text() == "-d mlx5_0 -i 1 -F node-8\n"
-    program = f"{sys.executable} -m gpuhost_exporter allreduce --storage.path=/state\n"
+    program = f"{sys.executable} -c {tools.starting_this_package()} allreduce --storage.path=/state\n"
     assert (tmp_path / "asked").read_text() == f"-np 2 --host localhost,node-8 {program}"
 
 
@@ -340,6 +341,25 @@ def test_an_mpi_job_that_does_not_come_about_is_told_from_one_that_fails(program
     assert why in result[1]
 
 
+def test_the_rank_is_this_package_though_pythons_path_does_not_have_it(programs, tmp_path):
+    script = f'shift 4; python=$1; shift; unset PYTHONPATH; cd /; exec "$python" -S "$@" 2>{tmp_path}/errors'
+    install(programs, "mpirun", script)
+    wires()
+    told = (tmp_path / "errors").read_text()
+    assert told.startswith("gpuhost-exporter: mpi4py: No module named 'mpi4py'"), "it has come to what it is for"
+
+
+@pytest.mark.parametrize(
+    "said_by_python",
+    ["/usr/bin/python3: No module named gpuhost_exporter", "ModuleNotFoundError: No module named 'gpuhost_exporter'"],
+)
+def test_a_peer_without_this_package_is_no_fault_of_this_host(programs, said_by_python):
+    install(programs, "mpirun", f'echo "{said_by_python}" >&2; echo ------ >&2; exit 1')
+    verdict, why = said(wires())["MPI all-reduce"]
+    assert verdict == "skipped"
+    assert why.startswith("this host or node-8 lacks Python's module gpuhost_exporter for ")
+
+
 def test_without_mpi4py_the_all_reduce_says_what_to_install(programs, monkeypatch):
     monkeypatch.setattr(tools, "has_module", lambda name: name != "mpi4py")
     install(programs, "mpirun", "exit 1")
@@ -419,6 +439,62 @@ def test_a_program_is_given_no_more_than_its_time(programs):
         tools.run(("sleep", "9"), 0.2, lambda: None)
 
 
+def nvbandwidth(tmp_path, programs, **matrices):
+    """A record with these matrices in place of the two GPUs' own; what it was started with is in `asked`."""
+    record = json.loads((RECORDED / "nvbandwidth.txt").read_text())
+    for case in record["nvbandwidth"]["testcases"]:
+        case["bandwidth_matrix"] = matrices.get(case["name"], case["bandwidth_matrix"])
+    (tmp_path / "record").write_text(json.dumps(record))
+    shown = f"echo ${{CUDA_VISIBLE_DEVICES-unset}} $CUDA_DEVICE_ORDER >{tmp_path}/asked"
+    install(programs, "nvbandwidth", f"{shown}; {printing(tmp_path / 'record')}")
+
+
+def of_copies(check, samples):
+    found = outcome(gpus.plan(Latest(samples), Targets.load({}), "quick"))
+    return {result.device: (result.verdict, result.why) for result in found if result.check == check}
+
+
+def test_gpus_that_cuda_does_not_see_fail_and_no_shell_hides_any(programs, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    nvbandwidth(tmp_path, programs)
+    samples = (*gpu_samples(8), driver.GPU_UP("6", "GPU-6", value=0), gpu_health.MIG_ENABLED("7", "GPU-7"))
+    unseen = ("fail", "nvbandwidth: it sees 2 of 8 GPUs")
+    expected = dict.fromkeys((f"GPU {index}" for index in range(2, 6)), unseen)
+    expected |= {"GPU 6": ("skipped", "the GPU does not answer"), "GPU 7": ("skipped", "partitioned (MIG)")}
+    for check, _ in gpus.COPIES.values():
+        found = of_copies(check, samples)
+        assert set(found) == {f"GPU {index}" for index in range(8)}, "a line of each GPU"
+        assert {device: found[device] for device in expected} == expected
+        assert "skipped" not in (found["GPU 0"][0], found["GPU 1"][0])
+    assert (tmp_path / "asked").read_text() == "unset PCI_BUS_ID\n"
+
+
+def test_a_cell_without_a_figure_fails_its_gpu(programs, tmp_path):
+    nvbandwidth(tmp_path, programs, host_to_device_memcpy_ce=[["55.33", "N/A"]])
+    found = of_copies("host to GPU", gpu_samples(2))
+    assert found == {"GPU 0": ("pass", ""), "GPU 1": ("fail", "nvbandwidth: no figure of this GPU")}
+
+
+PAIRS = [["N/A", "393.1", "N/A"], ["393.2", "N/A", "393.3"], ["N/A", "393.4", "N/A"]]
+ALONE = [["N/A", "50.1", "N/A"], ["50.2", "N/A", "N/A"], ["N/A", "N/A", "N/A"]]
+
+
+def test_a_pair_without_a_copy_fails_where_there_is_nvlink_and_is_noted_where_there_is_none(programs, tmp_path):
+    nvbandwidth(tmp_path, programs, device_to_device_memcpy_read_ce=PAIRS)
+    assert of_copies("GPU to GPU", gpu_samples(3)) == {
+        "GPU 0": ("fail", "no copy to GPUs 2"),
+        "GPU 1": ("pass", ""),
+        "GPU 2": ("fail", "no copy to GPUs 0"),
+    }
+    nvbandwidth(tmp_path, programs, device_to_device_memcpy_read_ce=ALONE)
+    without = [sample for sample in gpu_samples(3) if sample.spec is not targets.NVLINK_BANDWIDTH]
+    assert of_copies("GPU to GPU", without) == {
+        "GPU 0": ("pass", "no target: held against the baseline; no copy to GPUs 2"),
+        "GPU 1": ("pass", "no target: held against the baseline; no copy to GPUs 2"),
+        "GPU 2": ("skipped", "no GPU can be reached from it directly"),
+    }
+
+
 def test_results_of_nvbandwidth_that_it_left_out_or_failed_are_told(programs, tmp_path):
     text = (RECORDED / "nvbandwidth.txt").read_text()
     text = text.replace(
@@ -432,7 +508,7 @@ def test_results_of_nvbandwidth_that_it_left_out_or_failed_are_told(programs, tm
     (tmp_path / "some.txt").write_text(text)
     install(programs, "nvbandwidth", printing(tmp_path / "some.txt"))
     found = said(copies())
-    assert found["GPU to GPU"] == ("skipped", "nvbandwidth: waived")
+    assert found["GPU to GPU"] == ("fail", "nvbandwidth: waived, though the GPUs have NVLink")
     assert found["GPU memory copy"] == ("fail", "nvbandwidth reports an error")
     assert found["host to GPU GPU 0"] == ("pass", "")
     assert Result("GPU to GPU", "GPU 0", "pass") not in copies()

@@ -46,18 +46,28 @@ def find(program: str) -> str | None:
     return shutil.which(program)
 
 
+def starting_this_package() -> str:
+    """Python code that is this program wherever its package lies: .deb and .rpm keep it off Python's own path."""
+    folder = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    return f"import sys; sys.path.append({folder!r}); from gpuhost_exporter.__main__ import main; sys.exit(main())"
+
+
 def has_module(name: str) -> bool:
     """Whether this Python has it; not whether it can be loaded."""
     return importlib.util.find_spec(name) is not None
 
 
 def run(
-    command: Sequence[str], seconds: float, waiting: Callable[[], object], environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    seconds: float,
+    waiting: Callable[[], object],
+    environment: Mapping[str, str | None] | None = None,
 ) -> Answer:
-    """Run it to its end, calling `waiting` now and then.
+    """Run it to its end, calling `waiting` now and then. `environment`: what differs from ours, None for what goes.
 
     Raises Hung when it takes longer and is killed, Malformed when it floods, another SourceError when it cannot start.
     """
+    variables = {**os.environ, "LC_ALL": "C", **(environment or {})}
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         try:
             process = subprocess.Popen(  # noqa: S603 -- programs that this package names, no shell
@@ -66,7 +76,7 @@ def run(
                 stdout=output,
                 stderr=errors,
                 start_new_session=True,
-                env={**os.environ, "LC_ALL": "C", **(environment or {})},
+                env={name: value for name, value in variables.items() if value is not None},
             )
         except OSError as error:
             raise source_error(command[0], error) from error

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,17 +14,20 @@ from functools import partial
 from types import FrameType
 
 from gpuhost_exporter.app import App
-from gpuhost_exporter.collectors import driver, gpu
+from gpuhost_exporter.collectors import driver, gpu, inventory
+from gpuhost_exporter.collectors.per_gpu import NvmlCollector
 from gpuhost_exporter.config import Settings
 from gpuhost_exporter.errors import ConfigError, SourceError
 from gpuhost_exporter.findings import find_each, ranges
 from gpuhost_exporter.latest import Latest
 from gpuhost_exporter.look import look_twice
+from gpuhost_exporter.runner import ERRORS
 from gpuhost_exporter.sources import tools
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.specs import Sample
-from gpuhost_exporter.status import RATED
+from gpuhost_exporter.status import RATED, build
 from gpuhost_exporter.table import WIDTH
+from gpuhost_exporter.verdict import unread
 from gpuhost_exporter.verify import fio, gpus, output, passive, wire
 from gpuhost_exporter.verify.live import Live
 from gpuhost_exporter.verify.measurement import Asked, Measurement, Planned
@@ -31,7 +35,11 @@ from gpuhost_exporter.verify.progress import Progress
 from gpuhost_exporter.verify.result import STATE_NAME, Mode, Result, Run, against, baseline, keep
 
 _PATIENCE = 15.0  # seconds for the collectors' first two looks
+_DRIVER_PATIENCE = 90.0  # NVML may take a minute to begin, and a second or two for each GPU
+_QUIET_SECONDS = 10.0  # of waiting for it without a word
+_LOOK_SECONDS = 0.05
 _BUSY_RATIO = 0.05
+_WITHOUT_DRIVER = ("no_library", "no_driver", "no_gpus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +57,15 @@ def verify(settings: Settings, launcher: Launcher, options: Options) -> int:
     app = App(settings, launcher, accepting=True)
     try:
         app.start()
+        _await_driver(app)
         rates = look_twice(app, _PATIENCE, (*RATED, gpu.THROTTLED))
-        latest = Latest([*app.runner.samples(), *app.own_samples()])
+        samples = [*app.runner.samples(), *app.own_samples()]
+        latest = Latest(samples)
         moved = Latest(Sample(spec, labels, value) for (spec, labels), value in rates.items())
-        if latest.state(driver.NVML_STATE) is None and not latest.rows(driver.GPU_UP):
-            raise ConfigError(f"no collector answered within {_PATIENCE:g} s; gpuhost-exporter doctor says why")
         results = [*passive.check(latest, moved, find_each(latest, moved, app.clock.wall()))]
+        missing = unjudged(latest) or unread(build(samples))
+        if missing and not any(result.verdict == "fail" for result in results):
+            raise ConfigError(f"nothing is judged: {missing}; gpuhost-exporter doctor says why")
         if options.mode != "passive":
             live = Live(app, latest)
             results += _measure(live, _plan(app, live, options), options)
@@ -72,6 +83,24 @@ def verify(settings: Settings, launcher: Launcher, options: Options) -> int:
         app.close()
 
 
+def unjudged(latest: Latest) -> str:
+    """Why nothing can be said of GPUs that are here, or may be; "" where it can. What speaks against a host counts
+    nonetheless: this is asked of one that would pass.
+    """
+    state, on_bus = latest.state(driver.NVML_STATE), latest.value(driver.GPUS_ON_BUS)
+    if state is None:
+        return "nothing tells the state of the driver"
+    if state == "ok":
+        return ""
+    told = f"the driver's state is {state.replace('_', ' ')}"
+    if on_bus or latest.value(inventory.GPUS_EXPECTED):
+        return f"{told}, and there are GPUs"
+    uncounted = on_bus is None and any(count for _, count in latest.below(ERRORS, driver.DriverCollector.name))
+    if uncounted or state not in _WITHOUT_DRIVER:
+        return f"{told}, and GPUs cannot be counted" if on_bus is None else told
+    return ""
+
+
 def busy(latest: Latest) -> list[str]:
     """Indexes of GPUs that somebody uses."""
     used = (
@@ -79,6 +108,18 @@ def busy(latest: Latest) -> list[str]:
         for index, uuid in latest.rows(driver.GPU_UP)
     )
     return [index for index, processes, ratio in used if processes or (ratio or 0.0) > _BUSY_RATIO]
+
+
+def _await_driver(app: App) -> None:
+    """What is looked at before the driver has answered once says nothing of any GPU."""
+    if not any(isinstance(task.collector, NvmlCollector) for task in app.runner.tasks):
+        return
+    begun, told = time.monotonic(), False
+    while app.host.nvml.state() == "starting" and (waited := time.monotonic() - begun) < _DRIVER_PATIENCE:
+        if waited > _QUIET_SECONDS and not told:
+            print(f"waiting for the driver, for {_DRIVER_PATIENCE:.0f} s at most", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(_LOOK_SECONDS)
 
 
 def _plan(app: App, live: Live, options: Options) -> list[Planned]:

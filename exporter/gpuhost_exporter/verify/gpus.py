@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from gpuhost_exporter.collectors import driver, pcie, targets
+from gpuhost_exporter.collectors import driver, gpu_health, pcie, targets
 from gpuhost_exporter.errors import Malformed
+from gpuhost_exporter.findings import ranges
 from gpuhost_exporter.latest import Latest
 from gpuhost_exporter.sources import tools
 from gpuhost_exporter.targets import Targets
@@ -37,7 +38,8 @@ COPIES = {
 }
 ALL_REDUCE = "NCCL all-reduce"
 CHECKS = (*(check for check, _ in COPIES.values()), ALL_REDUCE)
-_IN_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # as NVML counts
+# As NVML counts, and all of them: what the caller's shell or scheduler leaves visible is not the host.
+_IN_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": None}
 _COPY_SECONDS = {"quick": 30.0, "full": 90.0}
 _REDUCE_SECONDS = {"quick": 20.0, "full": 90.0}
 _REDUCE = {"quick": ("-b", "1G", "-e", "4G", "-n", "20"), "full": ("-b", "8", "-e", "8G", "-n", "50")}
@@ -123,26 +125,79 @@ def _copies(latest: Latest, mode: Mode, waiting: Waiting) -> Sequence[Result]:
         done = parse_copies(succeeded("nvbandwidth", answer))
     for name, (check, threshold) in COPIES.items():
         status, matrix = done.get(name, ("not run", ()))
-        figures = _per_gpu(matrix)
+        figures = _per_gpu(matrix, between=threshold == "peer")
         if status == "Error":
             results.append(Result(check, "", "fail", why="nvbandwidth reports an error"))
-        elif not figures and (results == [] or results[0].check != check):
-            why = f"nvbandwidth: {status.lower()}" if done else "nvbandwidth gave no result"
-            results.append(Result(check, "", "skipped", why=why))
-        results += [_copied(latest, check, threshold, shares[threshold], *figure) for figure in figures.items()]
+        if figures:
+            seen = len(matrix) if len(matrix) > 1 else len(matrix[0])
+            results += _of_each(latest, check, threshold, shares[threshold], figures, seen)
+        elif status != "Error" and (results == [] or results[0].check != check):
+            results.append(_without_figures(latest, check, threshold, status if done else ""))
     return results
 
 
-def _per_gpu(matrix: Sequence[Sequence[float | None]]) -> dict[int, float]:
-    """A row a GPU: its slowest peer. One row for all: a column a GPU."""
-    if len(matrix) == 1:
-        return {place: cell for place, cell in enumerate(matrix[0]) if cell is not None}
-    slowest = {place: [cell for cell in row if cell is not None] for place, row in enumerate(matrix)}
-    return {place: min(cells) for place, cells in slowest.items() if cells}
+@dataclass(frozen=True, slots=True)
+class _Copied:
+    """Of one GPU: its slowest copy, None without any, and the GPUs with which there was none."""
+
+    rate: float | None
+    without: tuple[str, ...] = ()
 
 
-def _copied(latest: Latest, check: str, name: str, threshold: Threshold, place: int, rate: float) -> Result:
-    labels = next((labels for labels in latest.rows(driver.GPU_UP) if labels[0] == str(place)), (str(place), ""))
+def _per_gpu(matrix: Sequence[Sequence[float | None]], *, between: bool) -> dict[int, _Copied]:
+    """A row a GPU where it is between GPUs; else one row for all, a column a GPU. Empty without any figure."""
+    if not any(cell is not None for row in matrix for cell in row):
+        return {}
+    if not between:
+        return {place: _Copied(cell) for place, cell in enumerate(matrix[0])}
+    found = {}
+    for place, row in enumerate(matrix):
+        cells = [cell for cell in row if cell is not None]
+        without = tuple(str(other) for other, cell in enumerate(row) if cell is None and other != place)
+        found[place] = _Copied(min(cells, default=None), without)
+    return found
+
+
+def _without_figures(latest: Latest, check: str, name: str, status: str) -> Result:
+    """Left out for the host's own reasons, unless GPUs with NVLink cannot reach each other."""
+    linked = name == "peer" and any(latest.rows(targets.NVLINK_BANDWIDTH).values())
+    several = len(latest.rows(driver.GPU_UP)) > 1 and not any(latest.rows(gpu_health.MIG_ENABLED).values())
+    if status not in ("", "not run") and linked and several:
+        return Result(check, "", "fail", why=f"nvbandwidth: {status.lower()}, though the GPUs have NVLink")
+    return Result(
+        check, "", "skipped", why=f"nvbandwidth: {status.lower()}" if status else "nvbandwidth gave no result"
+    )
+
+
+def _of_each(
+    latest: Latest, check: str, name: str, threshold: Threshold, found: Mapping[int, _Copied], seen: int
+) -> Iterator[Result]:
+    """A result for every GPU that the host has. A figure that is not there is not one that is good."""
+    rows = latest.rows(driver.GPU_UP)
+    for labels, up in rows.items():
+        device = f"GPU {labels[0]}"
+        copied = found.get(int(labels[0]), _Copied(None)) if labels[0].isdecimal() else _Copied(None)
+        linked = name == "peer" and latest.value(targets.NVLINK_BANDWIDTH, *labels)
+        if copied.rate is not None:
+            result = _copied(latest, check, name, threshold, labels, copied.rate)
+            if copied.without:
+                why = "; ".join(filter(None, (result.why, f"no copy to GPUs {ranges(copied.without)}")))
+                result = replace(result, verdict="fail" if linked else result.verdict, why=why)
+            yield result
+        elif not up:
+            yield Result(check, device, "skipped", why="the GPU does not answer")
+        elif latest.value(gpu_health.MIG_ENABLED, *labels):
+            yield Result(check, device, "skipped", why="partitioned (MIG)")
+        elif copied.without and not linked:
+            yield Result(check, device, "skipped", why="no GPU can be reached from it directly")
+        else:
+            told = f"it sees {seen} of {len(rows)} GPUs" if seen < len(rows) else "no figure of this GPU"
+            yield Result(check, device, "fail", why=f"nvbandwidth: {told}")
+
+
+def _copied(
+    latest: Latest, check: str, name: str, threshold: Threshold, labels: tuple[str, ...], rate: float
+) -> Result:
     reference: float | None
     if name == "memory":
         reference = latest.value(targets.MEMORY_BANDWIDTH, *labels)
@@ -154,7 +209,7 @@ def _copied(latest: Latest, check: str, name: str, threshold: Threshold, place: 
         reference = thresholds.pcie_rate(
             latest.value(pcie.GENERATION_MAX, *labels, "link"), latest.value(pcie.WIDTH_MAX, *labels, "link")
         )
-    return judge(check, f"GPU {place}", rate, "bytes_per_second", reference, threshold)
+    return judge(check, f"GPU {labels[0]}", rate, "bytes_per_second", reference, threshold)
 
 
 def _all_reduce(latest: Latest, known: Targets, mode: Mode, waiting: Waiting) -> Sequence[Result]:

@@ -1,7 +1,7 @@
 """What the host tells without being asked to do anything: the collectors' samples, and their findings as verdicts.
 
-A check's verdict is that of its findings (kinds.py): critical fails it, a warning warns. The page, the alerts and an
-acceptance therefore never differ.
+A check's verdict is that of its findings (kinds.py): what is critical or drains fails it, a warning warns. The page,
+the alerts, what schedulers are told and an acceptance therefore never differ.
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ _THROTTLED_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What is told of a device. `doubt` warns and `fault` fails where the daemon has no finding for it."""
+    """What is told of a device. `doubt` warns and `fault` fails where the daemon has no finding for it; `unjudged` says
+    why nothing can be made of it.
+    """
 
     device: str
     measured: str
     wanted: str = ""
     doubt: str = ""
     fault: str = ""
+    unjudged: str = ""
 
 
 def check(latest: Latest, moved: Latest, findings: Iterable[Finding]) -> Iterator[Result]:
@@ -68,12 +71,14 @@ def _judge(name: str, facts: tuple[Fact, ...], findings: list[Finding]) -> Itera
         told.setdefault(device, Fact(device, ""))
     for device, fact in told.items():
         said = found.get(device, [])
-        severities = {finding.severity for finding in said}
         verdict: Verdict = "pass"
-        if "critical" in severities or fact.fault:
+        if fact.fault or any(finding.severity == "critical" or finding.drains for finding in said):
             verdict = "fail"
-        elif "warning" in severities or fact.doubt:
+        elif fact.doubt or any(finding.severity == "warning" for finding in said):
             verdict = "warn"
+        elif fact.unjudged:
+            yield Result(name, device, "skipped", why=fact.unjudged)
+            continue
         why = "; ".join(filter(None, (*(finding.message for finding in said), fact.doubt, fact.fault)))
         yield Result(name, device, verdict, fact.measured, fact.wanted, why)
 
@@ -95,7 +100,13 @@ def _driver(latest: Latest) -> Iterator[Fact]:
 def _gpus(latest: Latest) -> Iterator[Fact]:
     present, expected = latest.value(inventory.PRESENT, "gpus"), latest.value(inventory.GPUS_EXPECTED)
     if present is not None:
-        yield Fact("", figures.count(present), figures.count(expected))
+        few = expected is not None and present < expected and not _named_missing(latest, "gpus")
+        yield Fact("", figures.count(present), figures.count(expected), fault="fewer than expected" if few else "")
+
+
+def _named_missing(latest: Latest, kind: str) -> bool:
+    """Whether findings name the ones that are gone; none does where a count was configured that never was reached."""
+    return any(labels[0] == kind for labels in latest.rows(inventory.MISSING))
 
 
 _Tell = Callable[[Latest, Latest], Iterator[Fact]]
@@ -116,8 +127,12 @@ def _per_gpu(tell: Callable[[Latest, str, str], Fact | None]) -> _Tell:
 
 
 def _xids(latest: Latest, index: str, uuid: str) -> Fact | None:
-    """By when they were last seen: counters stand at 0 for a while, so that Prometheus sees them rise."""
+    """By when they were last seen: counters stand at 0 for a while, so that Prometheus sees them rise. None seen says
+    nothing where only the driver tells: it tells what comes from now on.
+    """
     seen = [code for code, _ in latest.below(xid.LAST, index, uuid)]
+    if not seen and not latest.value(xid.KERNEL_LOG_UP):
+        return Fact(f"GPU {index}", "", unjudged="the kernel log, which holds those of before, cannot be read")
     told = any(labels[:2] == (index, uuid) for labels in latest.rows(xid.EVENTS))
     return Fact(f"GPU {index}", f"XID {', '.join(seen)}" if seen else "none", "none") if told else None
 
@@ -150,7 +165,10 @@ def _pcie(latest: Latest, index: str, uuid: str) -> Fact | None:
     link, device = (latest.value(pcie.GENERATION_MAX, index, uuid, part) for part in ("link", "device"))
     if width is None and link is None:
         return None
-    doubt = f"the slot takes generation {link:.0f} only" if link and device and link < device else ""
+    lanes = latest.value(pcie.WIDTH_MAX, index, uuid, "link")
+    slow = f"the slot takes generation {link:.0f} only" if link and device and link < device else ""
+    narrow = f"the slot has {lanes:.0f} lanes only" if lanes and most and lanes < most else ""
+    doubt = "; ".join(filter(None, (slow, narrow)))
     wanted = f"{figures.count(device)} x{figures.count(most)}"
     return Fact(f"GPU {index}", f"{figures.count(link)} x{figures.count(width)}", wanted, doubt)
 
@@ -214,7 +232,7 @@ def _ports(latest: Latest) -> Iterator[Fact]:
     wanted = latest.value(targets.ROCE_PORT)
     for labels, up in latest.rows(rdma.UP).items():
         rate = latest.value(rdma.RATE, *labels)
-        doubt = ""
+        doubt = "" if up else "nothing goes over it"
         if up and rate and wanted and rate < wanted:
             doubt = "slower than the target"
         measured = figures.bits(rate) if up else "down"
@@ -224,8 +242,12 @@ def _ports(latest: Latest) -> Iterator[Fact]:
 def _missing(latest: Latest) -> Iterator[Fact]:
     for kind in ("drives", "arrays", "ports"):
         present, expected = (latest.value(spec, kind) for spec in (inventory.PRESENT, inventory.EXPECTED))
-        if present is not None:
-            yield Fact(kind, figures.count(present), figures.count(expected))
+        if present is None:
+            continue
+        few = expected is not None and present < expected and not _named_missing(latest, kind)
+        said = "fewer than expected" if few else ""
+        fault, doubt = (said, "") if kind == "ports" else ("", said)  # as their findings
+        yield Fact(kind, figures.count(present), figures.count(expected), doubt, fault)
 
 
 def _numa(latest: Latest) -> Iterator[Fact]:

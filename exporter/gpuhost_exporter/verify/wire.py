@@ -6,7 +6,7 @@
     $ ib_write_lat -d mlx5_0 -i 1 -F PEER                 -F: also while idle processors' clocks differ
      #bytes #iterations    t_min[usec]    t_max[usec]  t_typical[usec]    t_avg[usec]    t_stdev[usec]   99% ...
      2       1000          0.99           3.21         1.02               1.03           0.03            1.12     2.35
-    $ mpirun -np 2 --host localhost,PEER python3 -m gpuhost_exporter allreduce
+    $ mpirun -np 2 --host localhost,PEER gpuhost-exporter allreduce
     allreduce of 8 bytes, 2 ranks, 2 hosts: median 2.31 us
 
 The peer has to run ib_write_bw, then ib_write_lat, once for each port with its device, and no further options.
@@ -41,6 +41,7 @@ _PATIENCE = 5.0
 _LOOK_SECONDS = 0.3
 _MEDIAN = re.compile(r"allreduce of \d+ bytes, \d+ ranks, (\d+) hosts?: median (\S+) us$", re.MULTILINE)
 _REFUSED = re.compile(r"^gpuhost-exporter: (.+)$", re.MULTILINE)
+_LACKING = re.compile(r"^(?:\S+: |ModuleNotFoundError: )No module named '?([\w.]+)'?$", re.MULTILINE)
 # What Open MPI says of a host on which it can start nothing, or of one that lacks the program.
 _NOT_STARTED = ("unable to reliably start", "unable to find the specified executable", "could not access or execute")
 _AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -153,7 +154,7 @@ def _ask(command: Sequence[str], peer: _Peer, seconds: float, waiting: Waiting) 
 def _all_reduce(latest: Latest, asked: Asked, waiting: Waiting) -> Sequence[Result]:
     results: list[Result] = []
     with attempt(ALL_REDUCE, "", results):
-        program = (sys.executable, "-m", "gpuhost_exporter", "allreduce")
+        program = (sys.executable, "-c", tools.starting_this_package(), "allreduce")
         storage = (f"--storage.path={asked.storage}",) if asked.storage else ()
         command = ("mpirun", "-np", "2", "--host", f"localhost,{asked.peer}", *program, *storage)
         answer = tools.run(command, _SETTING_UP * ROOM_TO_HANG, waiting, _AS_ROOT)
@@ -161,6 +162,9 @@ def _all_reduce(latest: Latest, asked: Asked, waiting: Waiting) -> Sequence[Resu
             raise Absent(
                 f"mpirun starts nothing on {asked.peer}: it needs ssh without a password, and {program[0]} there"
             )
+        lacking = _LACKING.search(answer.errors)
+        if answer.status and lacking:
+            raise Absent(f"this host or {asked.peer} lacks Python's module {lacking[1]} for {program[0]}")
         refused = _REFUSED.search(answer.errors)
         if answer.status and refused:
             raise Absent(refused[1])
