@@ -17,8 +17,10 @@ from gpuhost_exporter import __version__, health, nodecondition
 from gpuhost_exporter.arguments import Parser, positive_seconds, text
 from gpuhost_exporter.config import (
     LOG_LEVELS,
+    SERVICE_RUNTIME_PATH,
     CollectorSettings,
     Settings,
+    default_config_file,
     default_runtime_path,
     default_storage_path,
     load,
@@ -238,11 +240,12 @@ def _settings(options: argparse.Namespace) -> Settings:
     from gpuhost_exporter.targets import Targets
 
     names = tuple(collector.name for collector in ALL)
-    settings = load(options.config, names) if options.config else Settings()
+    path = options.config or (None if options.simulate else default_config_file(os.environ))
+    settings = load(path, names) if path else Settings()
     try:
         Targets.load(settings.target)
     except ConfigError as error:
-        raise ConfigError(f"{options.config}: {error}") from error
+        raise ConfigError(f"{path}: {error}") from error
     if options.simulate:
         # A simulated host must not teach the inventory of the real one, whose file this is.
         settings = replace(settings, storage_path=None)
@@ -272,6 +275,15 @@ def _settings(options: argparse.Namespace) -> Settings:
 
         parse_target(settings.simulate)
     return settings
+
+
+def _storage(options: argparse.Namespace) -> str:
+    """Where the exporter that runs beside this command keeps its state."""
+    from gpuhost_exporter.collectors import ALL
+
+    path = None if options.storage else default_config_file(os.environ)
+    told = load(path, tuple(collector.name for collector in ALL)).storage_path if path else None
+    return str(options.storage or told or default_storage_path(os.environ))
 
 
 def _log(level: str) -> None:
@@ -365,7 +377,7 @@ def _report(options: argparse.Namespace) -> int:
     from gpuhost_exporter.sources.state import State
 
     seconds = positive_seconds(options.since, LONGEST)
-    state = State(options.storage or default_storage_path(os.environ))
+    state = State(_storage(options))
     return report(state, SystemClock(), seconds, as_json=options.json)
 
 
@@ -375,14 +387,14 @@ def _allreduce(options: argparse.Namespace) -> int:
 
     if not _FEWEST_ITERATIONS <= options.iterations <= MOST_ITERATIONS:
         raise ConfigError(f"--iterations: expected {_FEWEST_ITERATIONS} to {MOST_ITERATIONS}, got {options.iterations}")
-    return allreduce(options.storage or default_storage_path(os.environ), options.iterations)
+    return allreduce(_storage(options), options.iterations)
 
 
 def _release(options: argparse.Namespace) -> int:
     from gpuhost_exporter.sources.runtime import Runtime
 
     seconds = positive_seconds(options.duration)
-    pid = Runtime(default_runtime_path(os.environ)).signal_release(seconds)
+    pid = Runtime.of_daemon(default_runtime_path(os.environ), SERVICE_RUNTIME_PATH).signal_release(seconds)
     print(f"asked gpuhost-exporter ({pid}) to let go of NVML for {seconds:.0f} s")
     return 0
 
@@ -390,7 +402,7 @@ def _release(options: argparse.Namespace) -> int:
 def _resume(_options: argparse.Namespace) -> int:
     from gpuhost_exporter.sources.runtime import Runtime
 
-    pid = Runtime(default_runtime_path(os.environ)).signal_resume()
+    pid = Runtime.of_daemon(default_runtime_path(os.environ), SERVICE_RUNTIME_PATH).signal_resume()
     print(f"asked gpuhost-exporter ({pid}) to take NVML up again")
     return 0
 
@@ -407,7 +419,7 @@ def _forget(options: argparse.Namespace) -> int:
     from gpuhost_exporter.collectors.inventory import forget
     from gpuhost_exporter.sources.state import State
 
-    folder = options.storage or default_storage_path(os.environ)
+    folder = _storage(options)
     if not forget(State(folder), options.device):
         raise ConfigError(f"{folder}: the learned inventory has no device {options.device!r}")
     print(f"forgot {options.device}")

@@ -54,6 +54,7 @@ else:
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_ADDRESS = ":19400"
+SERVICE_RUNTIME_PATH = "/run/gpuhost-exporter"  # of the packages' unit, whoever asks
 INVENTORY_KINDS = ("gpus", "links", "drives", "arrays", "ports")
 Shown = Literal["plain", "hash", "off"]
 _SHOWN: tuple[Shown, ...] = get_args(Shown)
@@ -110,9 +111,11 @@ class Settings:
 
 
 def default_storage_path(environment: Mapping[str, str]) -> str:
-    """systemd's StateDirectory, else the user's state folder."""
+    """systemd's StateDirectory, else the packaged service's where a package says so, else the user's state folder."""
     if environment.get("STATE_DIRECTORY"):
         return environment["STATE_DIRECTORY"].split(":")[0]
+    if environment.get("GPUHOST_EXPORTER_STORAGE"):
+        return environment["GPUHOST_EXPORTER_STORAGE"]
     home = environment.get("XDG_STATE_HOME") or os.path.join(environment.get("HOME") or "/root", ".local", "state")
     return os.path.join(home, "gpuhost-exporter")
 
@@ -124,6 +127,20 @@ def default_runtime_path(environment: Mapping[str, str]) -> str:
     if environment.get("XDG_RUNTIME_DIR"):
         return os.path.join(environment["XDG_RUNTIME_DIR"], "gpuhost-exporter")
     return os.path.join(default_storage_path(environment), "run")
+
+
+def default_config_file(environment: Mapping[str, str]) -> str | None:
+    """The packaged service's, where a package says so: what stands beside the service goes by its settings.
+
+    Who may not read it goes without, and is told: `snapshot` and `doctor` are everybody's.
+    """
+    path = environment.get("GPUHOST_EXPORTER_CONFIG")
+    if not path or not os.path.exists(path):
+        return None
+    if not os.access(path, os.R_OK):
+        print(f"gpuhost-exporter: {path}: Permission denied; its settings are left out", file=sys.stderr)
+        return None
+    return path
 
 
 def load(path: str, collector_names: tuple[str, ...]) -> Settings:

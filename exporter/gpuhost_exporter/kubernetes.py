@@ -1,6 +1,7 @@
 """The few calls to the Kubernetes API that a node's condition needs, as a pod's service account, over plain HTTPS.
 
-GET   /api/v1/nodes?labelSelector=…                      who is there, and whose condition says what
+GET   /api/v1/nodes?labelSelector=…&limit=…&continue=…   who is there, and whose condition says what, page by page
+GET   /api/v1/nodes/NAME                                 what this one's says
 PATCH /api/v1/nodes/NAME/status                          (strategic merge: conditions by type)
 GET, POST, PUT /apis/coordination.k8s.io/v1/namespaces/NAMESPACE/leases/NAME
 
@@ -15,7 +16,7 @@ import ssl
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from gpuhost_exporter.errors import ConfigError, Denied, Malformed, SourceError, Transient
 from gpuhost_exporter.nodecondition import Condition
@@ -24,7 +25,8 @@ from gpuhost_exporter.sources.files import read_text
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 LEASE = "gpuhost-node-condition"
 _PATIENCE = 10.0
-_MOST_BYTES = 256 << 20  # nodes with their lists of images: some 30 kB each
+_PAGE = 100  # nodes at a time: with their lists of images some 30 kB each
+_MOST_BYTES = 32 << 20
 _LEASE_SECONDS = 60
 
 
@@ -58,12 +60,22 @@ class Cluster:
 
     def statuses(self, kind: str, selector: str) -> dict[str, str]:
         """The condition's status by node; "" for a node that does not have it."""
-        query = f"?labelSelector={quote(selector)}" if selector else ""
-        items = self._call("GET", f"/api/v1/nodes{query}").get("items")
-        try:
-            return {node["metadata"]["name"]: _status(node, kind) for node in items or ()}
-        except (KeyError, TypeError) as error:
-            raise Malformed(f"nodes: expected a list of nodes, lacks {error}") from error
+        found: dict[str, str] = {}
+        told = ""
+        while True:
+            query = urlencode({"limit": _PAGE, **_given(labelSelector=selector), **_given(**{"continue": told})})
+            page = self._call("GET", f"/api/v1/nodes?{query}")
+            try:
+                found |= {node["metadata"]["name"]: _status(node, kind) for node in page.get("items") or ()}
+                told = page.get("metadata", {}).get("continue") or ""
+            except (AttributeError, KeyError, TypeError) as error:
+                raise Malformed(f"nodes: expected a list of nodes, lacks {error}") from error
+            if not told:
+                return found
+
+    def status(self, node: str, kind: str) -> str:
+        """Of one node; "" where it does not have the condition."""
+        return _status(self._call("GET", f"/api/v1/nodes/{quote(node)}"), kind)
 
     def set_condition(self, node: str, condition: Condition, *, changed: bool) -> None:
         now = _now()
@@ -122,13 +134,15 @@ class Cluster:
             try:
                 connection.request(method, path, None if body is None else json.dumps(body), headers)
                 answer = connection.getresponse()
-                block = answer.read(_MOST_BYTES)
+                block = answer.read(_MOST_BYTES + 1)
             finally:
                 connection.close()
         except (OSError, http.client.HTTPException) as error:
             raise Transient(f"Kubernetes API at {self._host}:{self._port}: {error}") from error
         if answer.status >= 300:
             raise _refused(method, path, answer.status)
+        if len(block) > _MOST_BYTES:
+            raise Malformed(f"{method} {path.partition('?')[0]}: the answer is longer than {_MOST_BYTES} bytes")
         try:
             document = json.loads(block)
         except (ValueError, RecursionError) as error:
@@ -136,6 +150,10 @@ class Cluster:
         if not isinstance(document, dict):
             raise Malformed(f"{method} {path}: expected an object")
         return document
+
+
+def _given(**fields: str) -> dict[str, str]:
+    return {name: value for name, value in fields.items() if value}
 
 
 def _refused(method: str, path: str, status: int) -> SourceError:

@@ -2,7 +2,8 @@
 
 The condition GPUHostUnfit is True while the host is unfit, as node-problem-detector's are: True is the problem. It
 drains nothing itself; what acts on conditions does. Told once so many verdicts in a row agree; held back where more
-nodes than the configured share would be unfit, which is decided by one node at a time (a lease).
+nodes than the configured share would be unfit, which is decided by one node at a time (a lease). An unfit node that
+nobody vouches for any longer stays True: it is no better for that, and its place in the share is not free.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,12 @@ class Watch:
             if word == "unfit" and changed:
                 told = self._tell_within_share(self._cluster, condition)
             else:
-                self._cluster.set_condition(self._node, condition, changed=changed)
+                if word == "unknown" and self._cluster.status(self._node, KIND) == "True":
+                    message = f"unfit when last vouched for; since then: {reason}"[:1024]
+                    condition, changes = replace(condition, status="True", message=message), False
+                else:
+                    changes = changed
+                self._cluster.set_condition(self._node, condition, changed=changes)
                 told = True
         except SourceError as error:
             log.warning("%s", error)

@@ -28,6 +28,7 @@ class Api:
         self.version = 0
         self.refuse = {}  # a part of the path -> HTTP status
         self.before = {}  # method -> called before it is done
+        self.page = 1000  # nodes in an answer at most, whatever is asked for
         self.lock = threading.Lock()
 
     def unfit(self):
@@ -43,8 +44,15 @@ class Api:
             if part in path:
                 return status, {"kind": "Status", "code": status}
         if parts.path == "/api/v1/nodes" and method == "GET":
-            wanted = parse_qs(parts.query).get("labelSelector", [""])[0]
-            return 200, {"items": [self.node(name) for name, label in self.labels.items() if wanted in ("", label)]}
+            query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+            wanted, start = query.get("labelSelector", ""), int(query.get("continue", "0"))
+            names = [name for name, label in self.labels.items() if wanted in ("", label)]
+            end = start + min(int(query["limit"]), self.page)
+            left = {"continue": str(end), "remainingItemCount": len(names) - end} if end < len(names) else {}
+            return 200, {"metadata": left, "items": [self.node(name) for name in names[start:end]]}
+        node = re.fullmatch(r"/api/v1/nodes/([^/]+)", parts.path)
+        if node and method == "GET":
+            return 200, self.node(node[1])
         node = re.fullmatch(r"/api/v1/nodes/([^/]+)/status", parts.path)
         if node and method == "PATCH":
             for entry in body["status"]["conditions"]:

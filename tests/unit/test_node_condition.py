@@ -83,6 +83,29 @@ def test_an_exporter_that_nobody_vouches_for_makes_the_condition_unknown(api, cl
     assert not api.leases, "takes no host away, and asks nobody"
 
 
+def test_an_unfit_node_whose_exporter_dies_stays_unfit_and_keeps_its_place(api, cluster):
+    host, other = Host(cluster), Host(cluster, NODES[1])
+    host.rounds(UNFIT, 2)
+    since = condition(api)["lastTransitionTime"]
+    time.sleep(1.1)
+    host.rounds(("unknown", "no exporter"), 20)
+    told = condition(api)
+    assert (told["status"], told["reason"], told["lastTransitionTime"]) == ("True", "NotVouchedFor", since)
+    assert told["message"] == "unfit when last vouched for; since then: no exporter"
+    assert told["lastHeartbeatTime"] > since
+    other.rounds(UNFIT, 4)
+    assert api.unfit() == {"node-0"}, "one of ten may be"
+    anew = Host(cluster)  # a watch that has told nothing yet
+    anew.rounds(("unknown", "no exporter"), 2)
+    assert (api.unfit(), condition(api)["lastTransitionTime"]) == ({"node-0"}, since)
+    anew.rounds(UNFIT, 2)
+    assert (condition(api)["message"], condition(api)["lastTransitionTime"]) == (UNFIT[1], since)
+    anew.rounds(FIT, 3)
+    assert condition(api)["status"] == "False"
+    other.rounds(UNFIT, 1)
+    assert api.unfit() == {"node-1"}
+
+
 def test_what_does_not_change_is_said_again_only_now_and_then(api, cluster):
     host = Host(cluster)
     host.rounds(FIT, 3)
@@ -104,6 +127,25 @@ def test_no_more_than_the_share_of_the_nodes_become_unfit(api, cluster, caplog):
     hosts[0].rounds(FIT, 3)
     hosts[3].rounds(UNFIT, 1)
     assert api.unfit() == {"node-1", "node-3"}, "what is held back is tried again"
+
+
+def test_every_page_of_the_nodes_counts(api, cluster):
+    api.page = 3
+    assert cluster.statuses(KIND, "nvidia.com/gpu.present=true") == dict.fromkeys(NODES, "")
+    asked = [path for method, path, _ in api.asked if method == "GET"]
+    assert len(asked) == 4
+    assert all("limit=" in path and "labelSelector=nvidia.com%2Fgpu.present%3Dtrue" in path for path in asked)
+    for host in [Host(cluster, node, share=0.25) for node in NODES[7:]]:
+        host.rounds(UNFIT, 2)
+    assert api.unfit() == {"node-7", "node-8"}, "a quarter of ten, of which no page has more than three"
+
+
+def test_an_answer_without_end_is_not_read_whole(api, cluster, monkeypatch):
+    from gpuhost_exporter import kubernetes
+
+    monkeypatch.setattr(kubernetes, "_MOST_BYTES", 500)
+    with pytest.raises(SourceError, match="/api/v1/nodes: the answer is longer than 500 bytes"):
+        cluster.statuses(KIND, "")
 
 
 def test_nodes_that_do_not_count_do_not_widen_the_share(api, cluster):

@@ -25,6 +25,15 @@ class Runtime:
         self._release = os.path.join(folder, "release")
         self._descriptor: int | None = None
 
+    @classmethod
+    def of_daemon(cls, *folders: str) -> Runtime:
+        """The first folder in which a daemon runs, or may, for all that this user can see. Raises ConfigError."""
+        for folder in folders:
+            if _held(f"{folder}/pid"):
+                return cls(folder)
+        places = ", ".join(f"{folder}/pid" for folder in folders)
+        raise ConfigError(f"{places}: no running gpuhost-exporter found here")
+
     def write_pid(self) -> None:
         """Best effort: without it only `release` and `resume` by command do not find the daemon."""
         try:
@@ -100,5 +109,18 @@ class Runtime:
 
     def _write(self, path: str, text: str) -> None:
         with open(f"{path}.new", "w", encoding="ascii") as file:
+            os.fchmod(file.fileno(), 0o644)  # the daemon is another user than root, whatever root's umask
             file.write(text)
         os.replace(f"{path}.new", path)
+
+
+def _held(path: str) -> bool:
+    """Whether some process keeps it locked; also where that cannot be told, for lack of a permission."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
