@@ -1,7 +1,8 @@
 """The table of what fires, which several pages have."""
 
 from kit.names import Scope
-from kit.panels import ACT, WATCH, Column, Placed, listing
+from kit.parts import ACT, WATCH, Placed
+from kit.tables import Column, listing
 
 
 def firing(scope: Scope, *labels: tuple[str, str], width: int, link: str = "", counted: bool = False) -> Placed:

@@ -2,7 +2,8 @@
 
 from kit.board import TO_HOST
 from kit.names import Scope
-from kit.panels import Column, Placed, listing
+from kit.parts import Placed
+from kit.tables import Column, listing
 
 
 def culprits(scope: Scope, by: str, width: int, only: str = "") -> Placed:

@@ -1,7 +1,9 @@
 """Exporter: can what the other pages show be believed?"""
 
 from kit.board import HOST, NAMES, Board, Scope, Section
-from kit.panels import ACT, FINE, GOOD, PLAIN, WATCH, Column, Line, answer, listing, states, timeline
+from kit.panels import answer, states, timeline
+from kit.parts import ACT, FINE, GOOD, PLAIN, WATCH, Line
+from kit.tables import Column, listing
 
 H = HOST
 UP = Scope(NAMES, ('instance="$instance"',))

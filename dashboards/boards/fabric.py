@@ -1,7 +1,9 @@
 """Fabric: RDMA ports, congestion from sender to receiver, and latency between hosts."""
 
 from kit.board import HOST, Board, Section
-from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, below, listing, timeline
+from kit.panels import answer, timeline
+from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, below
+from kit.tables import Column, listing
 
 H = HOST
 _NO_PORT = "No RDMA port on this host, or its collector is off"

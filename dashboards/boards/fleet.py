@@ -1,7 +1,9 @@
 """Fleet: is anything wrong, what does it cost, and who wastes most. Reads what is recorded per host."""
 
 from kit.board import FLEET, TO_HOST, Board, Section
-from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, bars, below, listing, timeline
+from kit.panels import answer, bars, timeline
+from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, below
+from kit.tables import Column, listing
 
 from boards.accounts import WORK, WORK_FIRST, accounts_over_time
 from boards.alerts import firing

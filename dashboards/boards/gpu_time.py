@@ -1,7 +1,9 @@
 """GPU time: where every GPU-second of a host went, what it cost, and what checkpoints take of it."""
 
 from kit.board import HOST, Board, Section
-from kit.panels import ACT, GOOD, WATCH, Column, Line, answer, bars, listing, states, timeline
+from kit.panels import answer, bars, states, timeline
+from kit.parts import ACT, GOOD, WATCH, Line
+from kit.tables import Column, listing
 
 from boards.accounts import PHASES, WORK, WORK_FIRST, accounts_over_time, phase_of
 from boards.culprits import culprits

@@ -1,7 +1,9 @@
 """Host: one screen of every target against actual, then the GPUs in detail."""
 
 from kit.board import HOST, Board, Section
-from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, bars, below, listing, states, timeline
+from kit.panels import answer, bars, states, timeline
+from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, below
+from kit.tables import Column, listing
 
 from boards.accounts import PHASES, phase_of
 from boards.alerts import firing

@@ -1,7 +1,9 @@
 """Job: one job across its hosts. Who holds it up, what it costs, what is lost if it dies now."""
 
 from kit.board import FLEET, TO_HOST, Board, Section, Variable
-from kit.panels import GOOD, WATCH, Column, Line, answer, listing, matrix, timeline
+from kit.panels import answer, timeline
+from kit.parts import GOOD, WATCH, Line
+from kit.tables import Column, listing, matrix
 
 from boards.accounts import PHASE_NAMES, PHASES, WORK, WORK_FIRST, accounts_over_time, phase_of
 from boards.culprits import culprits

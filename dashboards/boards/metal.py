@@ -1,7 +1,9 @@
 """Bare metal or VM: what this host is, by which evidence, and whether the guide says that it should be."""
 
 from kit.board import HOST, Board, Section
-from kit.panels import GOOD, PLAIN, WATCH, Column, Line, answer, bars, listing, timeline, words
+from kit.panels import answer, bars, timeline, words
+from kit.parts import GOOD, PLAIN, WATCH, Line
+from kit.tables import Column, listing
 
 H = HOST
 _NO_HOST = "This host has not been scraped in this time"

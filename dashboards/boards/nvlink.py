@@ -1,7 +1,9 @@
 """NVLink: what the GPUs of a host can have of it, what they use, and which link is at fault."""
 
 from kit.board import HOST, Board, Section
-from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, below, listing, matrix, states, timeline
+from kit.panels import answer, states, timeline
+from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, below
+from kit.tables import Column, listing, matrix
 
 H = HOST
 _NONE = "No GPU of this host has NVLink, or the driver cannot be read"

@@ -14,7 +14,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
 
 from kit.names import Names, Scope, read
-from kit.panels import SOURCE, Placed
+from kit.parts import SOURCE, Placed
 
 TAG = "gpuhost"
 NAMES: Names = read()
