@@ -11,11 +11,25 @@ _NO_ETHERNET = "No Ethernet RDMA port on this host, or its collector is off"
 _NO_PROBE = "No hosts to probe are configured: [latency] in the configuration"
 _PORT = "{{device}}"
 _FAULTS = "!~request_flushed|response_flushed|.*completion"  # a normal end of a connection counts there
+# Of ports that are up: a host has fast ones for its GPUs and slower ones for storage or management, each with a line.
+_RATES = f"({H('gpuhost_rdma_port_rate_bytes_per_second')} and {H('gpuhost_rdma_port_up')} == 1)"
 _PFC_SHARE = 0.05  # a rule of thumb of RoCE networks, as in gpuhost_rdma_pause_seconds_total's description
 
 
 def _events(kinds: str, by: str = "type") -> str:
     return f"sum by ({by}) (rate({H('gpuhost_rdma_congestion_events_total', type=kinds)}[$__rate_interval])) > 0"
+
+
+def _line_rates() -> tuple[Line, ...]:
+    """A dashed line for each distinct rate, of three at most."""
+    fastest = f"max({_RATES})"
+    slower = f"max({_RATES} < scalar({fastest}))"
+    slowest = f"max({_RATES} < scalar({slower}))"
+    return (
+        Line(fastest, "line rate", dashed=True),
+        Line(slower, "line rate of slower ports", dashed=True),
+        Line(slowest, "line rate of the slowest", dashed=True),
+    )
 
 
 BOARD = Board(
@@ -91,9 +105,10 @@ BOARD = Board(
                     "Ports: sent",
                     (
                         Line(f"rate({H('gpuhost_rdma_port_bytes_total', direction='tx')}[$__rate_interval])", _PORT),
-                        Line(f"min({H('gpuhost_rdma_port_rate_bytes_per_second')})", "line rate", dashed=True),
+                        *_line_rates(),
                     ),
-                    why="Bytes a second that each port sends, below its rate. Ports of one job's rails should lie on "
+                    why="Bytes a second that each port sends, below its rate: a dashed line for each rate there is. "
+                    "Ports of one job's rails should lie on "
                     "top of each other.",
                     unit="Bps",
                     empty=_NO_PORT,
@@ -103,7 +118,7 @@ BOARD = Board(
                     "Ports: received",
                     (
                         Line(f"rate({H('gpuhost_rdma_port_bytes_total', direction='rx')}[$__rate_interval])", _PORT),
-                        Line(f"min({H('gpuhost_rdma_port_rate_bytes_per_second')})", "line rate", dashed=True),
+                        *_line_rates(),
                     ),
                     why="Bytes a second that each port receives, below its rate.",
                     unit="Bps",
@@ -183,7 +198,7 @@ BOARD = Board(
                     empty=_NO_PORT,
                 ),
             ),
-            height=9,
+            height=11,
         ),
         Section(
             (
@@ -193,6 +208,7 @@ BOARD = Board(
                     why="Packets a second that arrived marked: a switch on the way has a queue. Congestion control at "
                     "work, normal under load.",
                     unit="pps",
+                    sparse=True,
                     empty="No packet was marked in this time",
                     width=5,
                 ),
@@ -206,6 +222,7 @@ BOARD = Board(
                     why="Notices to slow down, sent and obeyed. Good follows the marks; ignored means that "
                     "congestion control is off here.",
                     unit="pps",
+                    sparse=True,
                     empty="No notice in this time",
                     width=5,
                 ),
@@ -239,6 +256,7 @@ BOARD = Board(
                     ),
                     why="What was lost on the way, a second. Good is none; timeouts stall the job.",
                     unit="pps",
+                    sparse=True,
                     empty="Nothing was sent again in this time: good",
                     width=5,
                 ),
@@ -247,10 +265,12 @@ BOARD = Board(
                     (Line(_events("~rnr_nak|out_of_buffer|duplicate_request"), "{{type}}"),),
                     why="Requests a second that a receiver was not ready for. Good is none.",
                     unit="pps",
+                    sparse=True,
                     empty="No receiver was slow in this time: good",
                     width=4,
                 ),
             ),
+            height=9,
             title="Congestion, from first sign to loss",
         ),
         Section(

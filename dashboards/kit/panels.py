@@ -17,7 +17,22 @@ from grafana_foundation_sdk.models import common as options
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import text as text_models
 
-from kit.parts import FINE, PLAIN, WITHOUT_DATA, Line, Placed, Step, dressed, fixed, mapping, now, over_time, thresholds
+from kit.parts import (
+    ACT,
+    FINE,
+    GOOD,
+    PLAIN,
+    WITHOUT_DATA,
+    Line,
+    Placed,
+    Step,
+    dressed,
+    fixed,
+    mapping,
+    now,
+    over_time,
+    thresholds,
+)
 
 # GPUs, drives, ports and hosts have the colour of their number on every page; none is red, which is for what someone
 # must act on.
@@ -39,21 +54,29 @@ def answer(
     empty: str = WITHOUT_DATA,
     decimals: int | None = None,
     width: int = 4,
-    history: bool = False,
     legend: str = "",
+    limit: str = "",
 ) -> Placed:
-    """One figure that answers one question; with `legend` a word, from a label."""
-    panel = stat.Panel().with_target(now(expression, legend) if not history else over_time(expression, legend, "A"))
+    """One figure that answers one question; with `legend` a word, from a label. `limit`: a query for what it may be at
+    most, above which someone must act."""
+    panel = stat.Panel()
+    if limit:
+        panel = panel.with_target(now(f"({expression}) <= scalar({limit})", legend, "A"))
+        panel = panel.with_target(now(f"({expression}) > scalar({limit})", legend, "B"))
+    else:
+        panel = panel.with_target(now(expression, legend))
     panel = (
         dressed(panel, title, why, unit, empty, decimals)
         .thresholds(thresholds(steps))
         .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.THRESHOLDS))
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields(""))
-        .graph_mode(options.BigValueGraphMode.AREA if history else options.BigValueGraphMode.NONE)
+        .graph_mode(options.BigValueGraphMode.NONE)
         .color_mode(options.BigValueColorMode.VALUE)
         .text_mode(options.BigValueTextMode.NAME if legend else options.BigValueTextMode.AUTO)
         .justify_mode(options.BigValueJustifyMode.AUTO)
     )
+    if limit:
+        panel = panel.override_by_query("A", [fixed(GOOD)]).override_by_query("B", [fixed(ACT)])
     if states:
         panel = panel.mappings([mapping(states)])
     return Placed(panel, width)
@@ -73,8 +96,9 @@ def timeline(
     colours: Mapping[str, str] | None = None,
     table_legend: bool = False,
     decimals: int | None = None,
+    sparse: bool = False,
 ) -> Placed:
-    """Measurements over time; targets and limits dashed."""
+    """Measurements over time; targets and limits dashed. `sparse`: some series have single points, which are drawn."""
     panel = timeseries.Panel()
     for letter, line in zip(string.ascii_uppercase, lines, strict=False):
         panel = panel.with_target(over_time(line.expression, line.legend, letter))
@@ -93,7 +117,8 @@ def timeline(
         .draw_style(options.GraphDrawStyle.LINE)
         .line_width(0 if stacked else 1)
         .fill_opacity(70 if stacked else 0)
-        .show_points(options.VisibilityMode.NEVER)
+        .show_points(options.VisibilityMode.ALWAYS if sparse else options.VisibilityMode.NEVER)
+        .point_size(4)
         .span_nulls(False)
         .legend(legend)
         .tooltip(common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI).sort(options.SortOrder.DESCENDING))
@@ -160,6 +185,9 @@ def bars(
     )
     if most is not None:
         panel = panel.max(most)
+    for letter, line in zip(string.ascii_uppercase, lines, strict=False):
+        if line.colour:
+            panel = panel.override_by_query(letter, [fixed(line.colour)])
     return Placed(panel, width)
 
 

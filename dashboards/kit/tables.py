@@ -44,7 +44,8 @@ def listing(
     width: int = 24,
     most: int | None = None,
 ) -> Placed:
-    """A table with a row for each set of labels that the columns' queries share; by `sort` the first `most` of them."""
+    """A table with a row for each set of labels that the columns' queries share; by `sort`, the title of a column
+    that may be hidden, the first `most` of them."""
     panel = table.Panel()
     measured = [column for column in columns if column.expression]
     renamed, order, hidden = {}, {}, {"Time": True}
@@ -60,6 +61,10 @@ def listing(
     panel = dressed(panel, title, why, "short", empty, None).cell_height(options.TableCellHeight.SM).min_width(60)
     if len(measured) > 1:
         panel = panel.with_transformation(transformed("merge", {}))
+    if most is not None:
+        order_by = [{"field": sources[sort], "desc": descending}]
+        panel = panel.with_transformation(transformed("sortBy", {"fields": {}, "sort": order_by}))
+        panel = panel.with_transformation(transformed("limit", {"limitField": most}))
     panel = panel.with_transformation(
         transformed(
             "organize",
@@ -71,13 +76,9 @@ def listing(
             },
         )
     )
-    if most is not None:
-        order_by = [{"field": sort, "desc": descending}]
-        panel = panel.with_transformation(transformed("sortBy", {"fields": {}, "sort": order_by}))
-        panel = panel.with_transformation(transformed("limit", {"limitField": most}))
     for column in columns:
         panel = panel.override_by_name(column.title, _cell(column))
-    if sort:
+    if sort and not any(column.hidden and column.title == sort for column in columns):
         panel = panel.sort_by([common.TableSortByFieldState().display_name(sort).desc(descending)])
     return Placed(panel, width)
 
