@@ -32,7 +32,7 @@ def culprits(scope: Scope, by: str, width: int, only: str = "") -> Placed:
         why="GPUs that held their job up in the time at the top of the page. not_joined: the siblings hung in a "
         "collective that this one did not join. straggler: they waited for it for half a minute. Good is nobody.",
         sort="Job stood for",
-        most=50,
+        most=8,
         empty="Nobody held a job up in this time: good. Or the hosts run without the ledger",
         width=width,
     )

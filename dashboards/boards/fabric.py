@@ -208,9 +208,8 @@ BOARD = Board(
                     why="Packets a second that arrived marked: a switch on the way has a queue. Congestion control at "
                     "work, normal under load.",
                     unit="pps",
-                    sparse=True,
                     empty="No packet was marked in this time",
-                    width=5,
+                    width=6,
                 ),
                 timeline(
                     "2. Senders slow (CNP)",
@@ -222,9 +221,8 @@ BOARD = Board(
                     why="Notices to slow down, sent and obeyed. Good follows the marks; ignored means that "
                     "congestion control is off here.",
                     unit="pps",
-                    sparse=True,
                     empty="No notice in this time",
-                    width=5,
+                    width=6,
                 ),
                 timeline(
                     "3. Pauses (PFC)",
@@ -244,7 +242,7 @@ BOARD = Board(
                     "the network pushes back. Asks: this host takes packets too slowly; look at PCIe, IOMMU, NUMA.",
                     unit="percentunit",
                     empty=_NO_ETHERNET,
-                    width=5,
+                    width=6,
                 ),
                 timeline(
                     "4. Packets are sent again",
@@ -253,21 +251,14 @@ BOARD = Board(
                             _events("~retransmission|adaptive_retransmission|sequence_nak|implied_nak|.*timeout"),
                             "{{type}}",
                         ),
+                        Line(_events("~rnr_nak|out_of_buffer|duplicate_request"), "{{type}}, slow receiver"),
                     ),
-                    why="What was lost on the way, a second. Good is none; timeouts stall the job.",
+                    why="What was lost on the way or came to a receiver that was not ready for it, a second. Good is "
+                    "none; timeouts stall the job.",
                     unit="pps",
                     sparse=True,
                     empty="Nothing was sent again in this time: good",
-                    width=5,
-                ),
-                timeline(
-                    "And slow receivers",
-                    (Line(_events("~rnr_nak|out_of_buffer|duplicate_request"), "{{type}}"),),
-                    why="Requests a second that a receiver was not ready for. Good is none.",
-                    unit="pps",
-                    sparse=True,
-                    empty="No receiver was slow in this time: good",
-                    width=4,
+                    width=6,
                 ),
             ),
             height=9,

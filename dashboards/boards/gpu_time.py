@@ -136,7 +136,7 @@ BOARD = Board(
                 ),
                 culprits(H, "gpu", width=10),
             ),
-            height=9,
+            height=10,
         ),
         Section(
             (

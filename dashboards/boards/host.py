@@ -374,8 +374,21 @@ BOARD = Board(
             height=7,
         ),
         Section(
-            (measured(H),),
-            height=9,
+            (
+                answer(
+                    "Against its sisters",
+                    f"min({H('device:gpuhost_verify:ratio_sisters')})",
+                    why="The worst of what verify measured on this host, over the median of the cluster's machines of "
+                    "this product. Good is near 100 %.",
+                    unit="percentunit",
+                    decimals=0,
+                    steps=((None, PLAIN), (0, WATCH), (0.9, GOOD)),
+                    empty="Not measured by verify",
+                    width=5,
+                ),
+                measured(H, width=19),
+            ),
+            height=6,
             title="Acceptance",
         ),
     ),

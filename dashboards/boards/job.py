@@ -87,7 +87,7 @@ BOARD = Board(
                     width=3,
                 ),
                 answer(
-                    "GPU-hours, 7 days",
+                    "GPU-hours, 7 d",
                     f"sum(last_over_time({F('job:gpuhost_gpu_hours:sum7d', exported_job='$work')}[10m]))",
                     why="GPU-hours that the job has held in 7 days, or in as much of them as is known: the figure "
                     "behind the rule beside.",
@@ -96,7 +96,7 @@ BOARD = Board(
                     width=3,
                 ),
                 answer(
-                    "Worth own hardware",
+                    "Worth metal",
                     f"max(last_over_time({F('job:gpuhost_worth_dedicated:bool', exported_job='$work')}[10m]))",
                     why="The guide's rule: a training run of more than 4 GPU-hours is worth dedicated hardware.",
                     states={"1": ("yes", GOOD), "0": ("no", PLAIN)},
@@ -159,7 +159,7 @@ BOARD = Board(
                         ),
                         Column(
                             "SM activity",
-                            f"topk(8, max by (cluster, instance, gpu) ({F('gpuhost_gpu_busy_sm_ratio')}{_ONLY}))",
+                            f"max by (cluster, instance, gpu) ({F('gpuhost_gpu_busy_sm_ratio')}{_ONLY})",
                             unit="percentunit",
                             decimals=1,
                             bar=(0, 1),

@@ -5,7 +5,7 @@ from kit.parts import GOOD, PLAIN, WATCH, Placed
 from kit.tables import Column, listing
 
 
-def measured(scope: Scope) -> Placed:
+def measured(scope: Scope, width: int) -> Placed:
     return listing(
         "What the last verify measured",
         (
@@ -43,4 +43,5 @@ def measured(scope: Scope) -> Placed:
         descending=False,
         empty="Nobody has run gpuhost-exporter verify on this host",
         most=50,
+        width=width,
     )

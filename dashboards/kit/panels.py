@@ -179,7 +179,10 @@ def bars(
         .display_mode(options.BarGaugeDisplayMode.BASIC)
         .value_mode(options.BarGaugeValueMode.TEXT)
         .show_unfilled(True)
-        .text(common.VizTextDisplayOptions().title_size(14).value_size(18))
+        # Grafana measures names at no less than this size and cuts what is drawn larger.
+        .text(common.VizTextDisplayOptions().title_size(12).value_size(18))
+        .sizing(options.BarGaugeSizing.MANUAL)
+        .max_viz_height(60)
         .name_placement(options.BarGaugeNamePlacement.LEFT)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields(""))
     )

@@ -107,6 +107,7 @@ def matrix(
                 {"fields": {}, "conversions": [{"targetField": column, "destinationType": "number"}]},
             )
         )
+        .with_transformation(transformed("sortBy", {"fields": {}, "sort": [{"field": row}]}))
         .with_transformation(transformed("sortBy", {"fields": {}, "sort": [{"field": column}]}))
         .with_transformation(
             transformed(
@@ -133,6 +134,7 @@ def matrix(
             [
                 models.DynamicConfigValue("mappings", [mapping(shown)]),
                 models.DynamicConfigValue("noValue", ""),
+                models.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": "transparent"}),
                 models.DynamicConfigValue("custom.cellOptions", {"type": "color-background", "mode": "basic"}),
                 models.DynamicConfigValue("custom.width", column_width),
                 models.DynamicConfigValue("custom.align", "center"),

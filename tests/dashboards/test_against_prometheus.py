@@ -41,9 +41,9 @@ EMPTY = {
     ("exporter", "Failed reads"),
     ("fabric", "Latency, worst peer"),
     ("fabric", "Latency over TCP, against its past"),
-    ("fabric", "And slow receivers"),
     ("fleet", "What is wrong"),
     ("host", "What is wrong"),
+    ("host", "Against its sisters"),
     ("host", "What the last verify measured"),
     ("metal", "Busy inference endpoints"),
 }
