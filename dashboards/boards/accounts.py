@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from kit.names import Scope
-from kit.panels import ACT, Line, Placed, timeline
+from kit.panels import timeline
+from kit.parts import ACT, Line, Placed
 
 # Work is green and blue, what costs time warm, what nobody uses grey; red is broken.
 ACCOUNTS = {

@@ -1,13 +1,20 @@
 """The table of what fires, which several pages have."""
 
 from kit.names import Scope
-from kit.panels import ACT, WATCH, Column, Placed, listing
+from kit.parts import ACT, WATCH, Placed
+from kit.tables import Column, listing
+
+# Longer than anything fires: what is added to the age of what can wait.
+_LATER = 1e9
+_MOST = 100
 
 
 def firing(scope: Scope, *labels: tuple[str, str], width: int, link: str = "", counted: bool = False) -> Placed:
     """`labels`: title and label of the columns that say where. `counted`: with how many things are in one row."""
     by = ", ".join(("alertname", "severity", *(label for _, label in labels)))
     fired = scope("ALERTS", alertstate="firing", severity="~page|ticket")
+    age = f"(time() - max by ({by}) ({scope('ALERTS_FOR_STATE')} and ignoring (alertstate) {fired}))"
+    ticket = f"max by ({by}) ({scope('ALERTS', alertstate='firing', severity='ticket')})"
     return listing(
         "What is wrong",
         (
@@ -18,18 +25,14 @@ def firing(scope: Scope, *labels: tuple[str, str], width: int, link: str = "", c
                 for title, label in labels
             ),
             *((Column("How many", f"count by ({by}) ({fired})", width=100),) if counted else ()),
-            Column(
-                "For",
-                f"time() - max by ({by}) ({scope('ALERTS_FOR_STATE')} and ignoring (alertstate) {fired})",
-                unit="s",
-                decimals=0,
-                width=90,
-            ),
+            Column("For", age, unit="s", decimals=0, width=90),
+            Column("Order", f"{age} + {_LATER:.0f} * {ticket} or {age}", hidden=True),
         ),
-        why="Alerts that fire, newest first. page: someone must look now. ticket: within days. Their runbooks say what "
-        "to do.",
-        sort="For",
+        why="Alerts that fire: what pages first, then the newest; 100 rows at most. page: someone must look now. "
+        "ticket: within days. Their runbooks say what to do.",
+        sort="Order",
         descending=False,
         empty="No alert fires: good. Or Prometheus does not load alerts/rules",
         width=width,
+        most=_MOST,
     )

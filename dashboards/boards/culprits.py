@@ -2,14 +2,19 @@
 
 from kit.board import TO_HOST
 from kit.names import Scope
-from kit.panels import Column, Placed, listing
+from kit.parts import Placed
+from kit.tables import Column, listing
 
 
 def culprits(scope: Scope, by: str, width: int, only: str = "") -> Placed:
     """`by`: labels that tell GPUs apart; `only` narrows the GPUs."""
     blamed = f"max_over_time(({scope('gpuhost_gpu_culprit_info')}{only})[$__range:1m])"
     stood = f"max_over_time({scope('gpuhost_gpu_hang_seconds')}[$__range])"
-    host = (Column("Host", label="instance", link=TO_HOST, width=130),) if "instance" in by else ()
+    host = (
+        (Column("Host", label="instance", link=TO_HOST, width=130), Column("Cluster", label="cluster", width=90))
+        if "instance" in by
+        else ()
+    )
     return listing(
         "Who held it up",
         (
@@ -27,6 +32,7 @@ def culprits(scope: Scope, by: str, width: int, only: str = "") -> Placed:
         why="GPUs that held their job up in the time at the top of the page. not_joined: the siblings hung in a "
         "collective that this one did not join. straggler: they waited for it for half a minute. Good is nobody.",
         sort="Job stood for",
+        most=8,
         empty="Nobody held a job up in this time: good. Or the hosts run without the ledger",
         width=width,
     )

@@ -1,10 +1,11 @@
 """Exporter: can what the other pages show be believed?"""
 
-from kit.board import HOST, NAMES, Board, Scope, Section
-from kit.panels import ACT, FINE, GOOD, PLAIN, WATCH, Column, Line, answer, listing, states, timeline
+from kit.board import HOST, Board, Section
+from kit.panels import answer, states, timeline
+from kit.parts import ACT, FINE, GOOD, PLAIN, WATCH, Line
+from kit.tables import Column, listing
 
 H = HOST
-UP = Scope(NAMES, ('instance="$instance"',))
 _NO_HOST = "This host has not been scraped in this time"
 
 BOARD = Board(
@@ -16,7 +17,7 @@ BOARD = Board(
             (
                 answer(
                     "Scraped",
-                    f"min({UP('up')} and on (instance) {H('gpuhost_exporter_build_info')})"
+                    f"min({H('up')} and on (cluster, job, instance) {H('gpuhost_exporter_build_info')})"
                     f" or 0 * min(max_over_time({H('gpuhost_exporter_build_info')}[$__range]))",
                     why="Whether Prometheus reached the exporter at its last scrape. If not, look at the unit there.",
                     states={"1": ("yes", GOOD), "0": ("no", ACT)},

@@ -1,7 +1,9 @@
 """Fabric: RDMA ports, congestion from sender to receiver, and latency between hosts."""
 
 from kit.board import HOST, Board, Section
-from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, below, listing, timeline
+from kit.panels import answer, timeline
+from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, below
+from kit.tables import Column, listing
 
 H = HOST
 _NO_PORT = "No RDMA port on this host, or its collector is off"
@@ -9,11 +11,25 @@ _NO_ETHERNET = "No Ethernet RDMA port on this host, or its collector is off"
 _NO_PROBE = "No hosts to probe are configured: [latency] in the configuration"
 _PORT = "{{device}}"
 _FAULTS = "!~request_flushed|response_flushed|.*completion"  # a normal end of a connection counts there
+# Of ports that are up: a host has fast ones for its GPUs and slower ones for storage or management, each with a line.
+_RATES = f"({H('gpuhost_rdma_port_rate_bytes_per_second')} and {H('gpuhost_rdma_port_up')} == 1)"
 _PFC_SHARE = 0.05  # a rule of thumb of RoCE networks, as in gpuhost_rdma_pause_seconds_total's description
 
 
 def _events(kinds: str, by: str = "type") -> str:
     return f"sum by ({by}) (rate({H('gpuhost_rdma_congestion_events_total', type=kinds)}[$__rate_interval])) > 0"
+
+
+def _line_rates() -> tuple[Line, ...]:
+    """A dashed line for each distinct rate, of three at most."""
+    fastest = f"max({_RATES})"
+    slower = f"max({_RATES} < scalar({fastest}))"
+    slowest = f"max({_RATES} < scalar({slower}))"
+    return (
+        Line(fastest, "line rate", dashed=True),
+        Line(slower, "line rate of slower ports", dashed=True),
+        Line(slowest, "line rate of the slowest", dashed=True),
+    )
 
 
 BOARD = Board(
@@ -89,9 +105,10 @@ BOARD = Board(
                     "Ports: sent",
                     (
                         Line(f"rate({H('gpuhost_rdma_port_bytes_total', direction='tx')}[$__rate_interval])", _PORT),
-                        Line(f"min({H('gpuhost_rdma_port_rate_bytes_per_second')})", "line rate", dashed=True),
+                        *_line_rates(),
                     ),
-                    why="Bytes a second that each port sends, below its rate. Ports of one job's rails should lie on "
+                    why="Bytes a second that each port sends, below its rate: a dashed line for each rate there is. "
+                    "Ports of one job's rails should lie on "
                     "top of each other.",
                     unit="Bps",
                     empty=_NO_PORT,
@@ -101,7 +118,7 @@ BOARD = Board(
                     "Ports: received",
                     (
                         Line(f"rate({H('gpuhost_rdma_port_bytes_total', direction='rx')}[$__rate_interval])", _PORT),
-                        Line(f"min({H('gpuhost_rdma_port_rate_bytes_per_second')})", "line rate", dashed=True),
+                        *_line_rates(),
                     ),
                     why="Bytes a second that each port receives, below its rate.",
                     unit="Bps",
@@ -181,7 +198,7 @@ BOARD = Board(
                     empty=_NO_PORT,
                 ),
             ),
-            height=9,
+            height=11,
         ),
         Section(
             (
@@ -192,7 +209,7 @@ BOARD = Board(
                     "work, normal under load.",
                     unit="pps",
                     empty="No packet was marked in this time",
-                    width=5,
+                    width=6,
                 ),
                 timeline(
                     "2. Senders slow (CNP)",
@@ -205,7 +222,7 @@ BOARD = Board(
                     "congestion control is off here.",
                     unit="pps",
                     empty="No notice in this time",
-                    width=5,
+                    width=6,
                 ),
                 timeline(
                     "3. Pauses (PFC)",
@@ -225,7 +242,7 @@ BOARD = Board(
                     "the network pushes back. Asks: this host takes packets too slowly; look at PCIe, IOMMU, NUMA.",
                     unit="percentunit",
                     empty=_NO_ETHERNET,
-                    width=5,
+                    width=6,
                 ),
                 timeline(
                     "4. Packets are sent again",
@@ -234,21 +251,17 @@ BOARD = Board(
                             _events("~retransmission|adaptive_retransmission|sequence_nak|implied_nak|.*timeout"),
                             "{{type}}",
                         ),
+                        Line(_events("~rnr_nak|out_of_buffer|duplicate_request"), "{{type}}, slow receiver"),
                     ),
-                    why="What was lost on the way, a second. Good is none; timeouts stall the job.",
+                    why="What was lost on the way or came to a receiver that was not ready for it, a second. Good is "
+                    "none; timeouts stall the job.",
                     unit="pps",
+                    sparse=True,
                     empty="Nothing was sent again in this time: good",
-                    width=5,
-                ),
-                timeline(
-                    "And slow receivers",
-                    (Line(_events("~rnr_nak|out_of_buffer|duplicate_request"), "{{type}}"),),
-                    why="Requests a second that a receiver was not ready for. Good is none.",
-                    unit="pps",
-                    empty="No receiver was slow in this time: good",
-                    width=4,
+                    width=6,
                 ),
             ),
+            height=9,
             title="Congestion, from first sign to loss",
         ),
         Section(

@@ -1,7 +1,9 @@
 """Fleet: is anything wrong, what does it cost, and who wastes most. Reads what is recorded per host."""
 
 from kit.board import FLEET, TO_HOST, Board, Section
-from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, bars, below, listing, timeline
+from kit.panels import answer, bars, timeline
+from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, below
+from kit.tables import Column, listing
 
 from boards.accounts import WORK, WORK_FIRST, accounts_over_time
 from boards.alerts import firing
@@ -12,6 +14,10 @@ _LEDGER = "Needs the ledger on the hosts: --collector.ledger"
 _RULES = "Nothing is recorded: Prometheus does not load alerts/rules"
 _COST = "fleet:gpuhost_cost_dollars_per_hour:sum_rate5m"
 _HOST_COST = "host:gpuhost_cost_dollars_per_hour:rate5m"
+# As the alert GpuhostExporterDown knows them: a host that is down is still a target.
+_UP = F("up", job="~.*gpuhost.*")
+_ON_HOST = "on (cluster, job, instance)"
+_DAY = "last_over_time({}[10m])"  # recorded every 4 minutes
 
 BOARD = Board(
     uid="gpuhost-fleet",
@@ -28,20 +34,33 @@ BOARD = Board(
                     why="Hosts with an alert that pages. Good is 0; the table below says which and why.",
                     steps=((None, PLAIN), (0, GOOD), (1, ACT)),
                     empty=_NO_HOST,
-                    width=4,
+                    width=3,
+                ),
+                answer(
+                    "Hosts",
+                    f"count({_UP})",
+                    why="Hosts that Prometheus scrapes or tries to: targets of jobs with gpuhost in their name. Good "
+                    "is as many as there are.",
+                    empty=_NO_HOST,
+                    width=3,
                 ),
                 answer(
                     "Hosts that tell",
-                    f"sum({F('fleet:gpuhost_hosts:count')})",
-                    why="Hosts whose exporter is scraped. Good is as many as there are: those that are not scraped "
-                    "page as GpuhostExporterDown.",
+                    f"sum({_UP}) / count({_UP})",
+                    why="Of those, the hosts whose exporter answers. Good is 100 %: one that does not for 10 minutes "
+                    "pages as GpuhostExporterDown.",
+                    unit="percentunit",
+                    decimals=1,
+                    steps=below(0.9999),
                     empty=_NO_HOST,
                     width=4,
                 ),
                 answer(
                     "GPUs that answer",
-                    f"sum({F('fleet:gpuhost_gpus_up:sum')}) / sum({F('fleet:gpuhost_gpus_expected:sum')})",
-                    why="Of the GPUs that the hosts should have. Good is 100 %.",
+                    f"(sum({F('gpuhost_gpu_up')}) or vector(0)) / sum(last_over_time({F('gpuhost_gpus_expected')}[6h])"
+                    f" and {_ON_HOST} {_UP})",
+                    why="Of the GPUs that the hosts should have, those of hosts that died within 6 hours too. Good is "
+                    "100 %.",
                     unit="percentunit",
                     decimals=1,
                     steps=below(0.9999),
@@ -65,7 +84,7 @@ BOARD = Board(
                     unit="percentunit",
                     decimals=1,
                     empty=_LEDGER,
-                    width=4,
+                    width=3,
                 ),
                 answer(
                     "At risk",
@@ -74,14 +93,14 @@ BOARD = Board(
                     unit="currencyUSD",
                     decimals=0,
                     empty="No checkpoint seen yet",
-                    width=4,
+                    width=3,
                 ),
             ),
             height=4,
         ),
         Section(
             (
-                firing(F, ("Host", "instance"), width=14, link=TO_HOST, counted=True),
+                firing(F, ("Host", "instance"), ("Cluster", "cluster"), width=14, link=TO_HOST, counted=True),
                 accounts_over_time(
                     "Where the money goes",
                     (f"sum by (account) ({F(_COST, account=accounts)}) > 0" for accounts in WORK_FIRST),
@@ -100,49 +119,52 @@ BOARD = Board(
                     "Who wastes most",
                     (
                         Column("Host", label="instance", link=TO_HOST, width=140),
+                        Column("Cluster", label="cluster", width=90),
                         Column(
                             "Lost an hour",
-                            f"topk(30, sum by (instance) ({F(_HOST_COST, account=f'!~{WORK}')}))",
+                            f"topk(30, sum by (cluster, instance) ({F(_HOST_COST, account=f'!~{WORK}')}))",
                             unit="currencyUSD",
                             decimals=2,
                         ),
                         Column("Most of it to", label="account", width=120),
                         Column(
                             "That alone",
-                            f"topk by (instance) (1, sum by (instance, account)"
+                            f"topk by (cluster, instance) (1, sum by (cluster, instance, account)"
                             f" ({F(_HOST_COST, account=f'!~{WORK}')}))",
                             unit="currencyUSD",
                             decimals=2,
                         ),
                         Column(
                             "Kept busy",
-                            f"max by (instance) ({F('host:gpuhost_utilization:avg5m')})",
+                            f"max by (cluster, instance) ({F('host:gpuhost_utilization:avg5m')})",
                             unit="percentunit",
                             decimals=0,
                             bar=(0, 1),
                         ),
                         Column(
                             "NVLink usable",
-                            f"min by (instance) ({F('host:gpuhost_nvlink_usable:min_ratio')})",
+                            f"min by (cluster, instance) ({F('host:gpuhost_nvlink_usable:min_ratio')})",
                             unit="percentunit",
                             decimals=1,
                             steps=below(0.999),
                         ),
                         Column(
-                            "Lost to checkpoints, 1 h",
-                            f"max by (instance) ({F('host:gpuhost_checkpoint_share:ratio_increase1h')})",
+                            "Checkpoint limit used",
+                            f"max by (cluster, instance) ({F('host:gpuhost_checkpoint_share:ratio_increase1h')}"
+                            f" / {_ON_HOST} {F('gpuhost_target_checkpoint_share_ratio')})",
                             unit="percentunit",
-                            decimals=1,
-                            steps=((None, PLAIN), (1 / 6, ACT)),
+                            decimals=0,
+                            steps=((None, PLAIN), (1, ACT)),
                         ),
                         Column(
                             "At risk",
-                            f"max by (instance) ({F('host:gpuhost_at_risk_dollars:sum')})",
+                            f"max by (cluster, instance) ({F('host:gpuhost_at_risk_dollars:sum')})",
                             unit="currencyUSD",
                             decimals=2,
                         ),
                     ),
-                    why="The 30 hosts that lose most dollars an hour now, over 5 minutes, and to what. Click one.",
+                    why="The 30 hosts that lose most dollars an hour now, over 5 minutes, and to what. "
+                    "Checkpoint limit used: 100 % is 10 minutes of the last hour. Click a host.",
                     sort="Lost an hour",
                     most=30,
                     empty=_LEDGER,
@@ -168,7 +190,7 @@ BOARD = Board(
                     unit="percentunit",
                     most=1,
                     empty=_RULES,
-                    width=8,
+                    width=6,
                 ),
                 bars(
                     "Hosts by how busy they are",
@@ -192,7 +214,7 @@ BOARD = Board(
                     decimals=0,
                     steps=((None, "blue"),),
                     empty=_RULES,
-                    width=8,
+                    width=6,
                 ),
                 bars(
                     "Hosts below target",
@@ -203,12 +225,12 @@ BOARD = Board(
                             "NVLink",
                         ),
                         Line(
-                            f"count(count by (instance) ({F('gpuhost_array_up')} == 0))"
+                            f"count(count by (cluster, instance) ({F('gpuhost_array_up')} == 0))"
                             f" or 0 * count({F('gpuhost_exporter_build_info')})",
                             "Array down",
                         ),
                         Line(
-                            f"count(count by (instance) ({F('gpuhost_rdma_port_up')} == 0))"
+                            f"count(count by (cluster, instance) ({F('gpuhost_rdma_port_up')} == 0))"
                             f" or 0 * count({F('gpuhost_exporter_build_info')})",
                             "RDMA port down",
                         ),
@@ -219,7 +241,7 @@ BOARD = Board(
                             "Checkpoints too dear",
                         ),
                         Line(
-                            f"count(count by (instance) ({F('gpuhost_gpu_hang_seconds')} > 0))"
+                            f"count(count by (cluster, instance) ({F('gpuhost_gpu_hang_seconds')} > 0))"
                             f" or 0 * count({F('gpuhost_exporter_build_info')})",
                             "Job hangs",
                         ),
@@ -230,7 +252,26 @@ BOARD = Board(
                     decimals=0,
                     steps=((None, GOOD), (1, WATCH)),
                     empty=_NO_HOST,
-                    width=8,
+                    width=6,
+                ),
+                bars(
+                    "What a day costs",
+                    (
+                        Line(
+                            "topk(7, sum by (account) ("
+                            + _DAY.format(F("fleet:gpuhost_cost_dollars:sum1d"))
+                            + ") > 0)",
+                            "{{account}}",
+                        ),
+                    ),
+                    why="Dollars of the last day, or of as much of it as is known, by the accounts that took most. "
+                    "Good is compute far ahead.",
+                    unit="currencyUSD",
+                    most=None,
+                    decimals=0,
+                    steps=((None, "blue"),),
+                    empty=_RULES,
+                    width=6,
                 ),
             ),
             height=8,

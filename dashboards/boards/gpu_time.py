@@ -1,7 +1,9 @@
 """GPU time: where every GPU-second of a host went, what it cost, and what checkpoints take of it."""
 
 from kit.board import HOST, Board, Section
-from kit.panels import ACT, GOOD, WATCH, Column, Line, answer, bars, listing, states, timeline
+from kit.panels import answer, bars, states, timeline
+from kit.parts import GOOD, WATCH, Line
+from kit.tables import Column, listing
 
 from boards.accounts import PHASES, WORK, WORK_FIRST, accounts_over_time, phase_of
 from boards.culprits import culprits
@@ -32,6 +34,7 @@ BOARD = Board(
                     unit="percentunit",
                     decimals=1,
                     empty="No job held GPUs for a tenth of the last hour",
+                    width=4,
                 ),
                 answer(
                     "Lost to checkpoints",
@@ -40,8 +43,9 @@ BOARD = Board(
                     "warning is 10 minutes of every hour: 16.7 %, drawn below.",
                     unit="percentunit",
                     decimals=1,
-                    steps=((None, GOOD), (1 / 6, ACT)),
+                    limit=f"max({H('gpuhost_target_checkpoint_share_ratio')})",
                     empty="No job held GPUs for a tenth of the last hour",
+                    width=4,
                 ),
                 answer(
                     "Lost to data",
@@ -50,6 +54,7 @@ BOARD = Board(
                     unit="percentunit",
                     decimals=1,
                     empty="No job held GPUs for a tenth of the last hour",
+                    width=3,
                 ),
                 answer(
                     "Cost of the last hour",
@@ -58,6 +63,16 @@ BOARD = Board(
                     unit="currencyUSD",
                     decimals=2,
                     empty=_LEDGER,
+                    width=4,
+                ),
+                answer(
+                    "Of the last day",
+                    f"sum(last_over_time({H('host:gpuhost_cost_dollars:sum1d')}[10m]))",
+                    why="GPU time of the last day, or of as much of it as is known, at this host's price.",
+                    unit="currencyUSD",
+                    decimals=0,
+                    empty="Not recorded",
+                    width=3,
                 ),
                 answer(
                     "Of it lost",
@@ -66,6 +81,7 @@ BOARD = Board(
                     unit="currencyUSD",
                     decimals=2,
                     empty=_LEDGER,
+                    width=3,
                 ),
                 answer(
                     "At risk",
@@ -74,6 +90,7 @@ BOARD = Board(
                     unit="currencyUSD",
                     decimals=2,
                     empty=_NONE_YET,
+                    width=3,
                 ),
             ),
             height=4,
@@ -119,7 +136,7 @@ BOARD = Board(
                 ),
                 culprits(H, "gpu", width=10),
             ),
-            height=9,
+            height=10,
         ),
         Section(
             (
@@ -227,7 +244,7 @@ BOARD = Board(
                     why="By where they went and how. A 70B model's checkpoint is 140 GB: under 5 s at 30 GB/s, 7 s at "
                     "20, 14 s at 10.",
                     empty=_NONE_YET,
-                    width=16,
+                    width=14,
                 ),
                 bars(
                     "Cost of the last hour by account",
@@ -243,10 +260,10 @@ BOARD = Board(
                     steps=((None, "blue"),),
                     decimals=2,
                     empty=_LEDGER,
-                    width=8,
+                    width=10,
                 ),
             ),
-            height=9,
+            height=11,
         ),
     ),
 )

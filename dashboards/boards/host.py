@@ -1,14 +1,18 @@
 """Host: one screen of every target against actual, then the GPUs in detail."""
 
 from kit.board import HOST, Board, Section
-from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, bars, below, listing, states, timeline
+from kit.panels import answer, bars, states, timeline
+from kit.parts import ACT, FINE, GOOD, PLAIN, WATCH, Line, below
+from kit.tables import Column, listing
 
 from boards.accounts import PHASES, phase_of
 from boards.alerts import firing
 from boards.storage import DELIVERED
+from boards.verify import measured
 
 H = HOST
 _NO_HOST = "This host has not been scraped in this time"
+_NO_GPM = "Needs GPM: Hopper and later, and profiling not kept to administrators"
 _NO_GPU = "No GPU on this host, or the driver cannot be read: see Exporter"
 _GOOD_BAND = (
     f"on (cluster, job, instance, device, direction) {H('gpuhost_storage_target_bytes_per_second', band='good')}"
@@ -98,6 +102,12 @@ BOARD = Board(
                             "GPU PCIe lanes",
                         ),
                         Line(
+                            f"min({H('gpuhost_gpu_pcie_generation')} / on (cluster, job, instance, gpu, uuid)"
+                            f" {H('gpuhost_gpu_pcie_generation_max', part='link')}"
+                            f" and on (cluster, job, instance, gpu, uuid) {H('gpu:gpuhost_utilization:avg5m')} > 0.5)",
+                            "GPU PCIe generation",
+                        ),
+                        Line(
                             f"min({H(DELIVERED, direction='write')} / {_GOOD_BAND})",
                             "Storage, written",
                         ),
@@ -115,19 +125,51 @@ BOARD = Board(
                             f" {H('gpuhost_expected_utilization_ratio', bound='low')}",
                             "Kept busy",
                         ),
+                        Line(f"avg({H('gpu:gpuhost_memory_bandwidth:ratio_rate5m')})", "Memory bandwidth", colour=FINE),
+                        Line(
+                            f"avg({H('gpu:gpuhost_tensor_activity_at_clock:ratio_avg5m')})",
+                            "Dense peak",
+                            colour=FINE,
+                        ),
                     ),
                     why="The worst of each kind as a share of its target: 100 % is good, more is better. Storage is "
                     "judged only while it was asked for more than it gives, in the last hour; kept busy only while "
-                    "processes hold GPUs, against the lower end of what this platform should reach.",
+                    "processes hold GPUs, against the lower end of what this platform should reach; the PCIe "
+                    "generation under load only. Blue is no judgement: what the GPUs use on average of their memory's "
+                    "bandwidth and of the tensor cores' dense peak (activity times clock, not FLOPS); large models "
+                    "show 35 to 55 %.",
                     most=1.2,
                     steps=((None, PLAIN), (0, ACT), (0.9, WATCH), (0.995, GOOD)),
                     decimals=0,
                     empty=_NO_HOST,
-                    width=9,
+                    width=8,
                 ),
-                firing(H, ("GPU", "gpu"), ("Device", "device"), width=15),
+                bars(
+                    "Limits: used of them",
+                    (
+                        Line(
+                            f"max({H('host:gpuhost_checkpoint_share:ratio_increase1h')} / on (cluster, job, instance)"
+                            f" {H('gpuhost_target_checkpoint_share_ratio')})",
+                            "Checkpoints",
+                        ),
+                        Line(
+                            f"max({H('gpuhost_fabric_round_trip_median_seconds', transport='~rdma|mpi')}"
+                            f" / on (cluster, job, instance) group_left ()"
+                            f" {H('gpuhost_target_collective_latency_seconds')})",
+                            "Latency",
+                        ),
+                    ),
+                    why="Less is better, 100 % is the limit. Checkpoints: GPU time lost to them in the last hour, of "
+                    "10 minutes. Latency: the worst peer over RDMA or MPI, where hosts to probe are configured.",
+                    most=1.2,
+                    steps=((None, PLAIN), (0, GOOD), (1, ACT)),
+                    decimals=0,
+                    empty="No job held GPUs for a tenth of the last hour, and nobody is probed",
+                    width=5,
+                ),
+                firing(H, ("GPU", "gpu"), ("Device", "device"), width=11),
             ),
-            height=9,
+            height=11,
         ),
         Section(
             (
@@ -189,19 +231,17 @@ BOARD = Board(
                             "ECC",
                             f"sum by (gpu) ({H('gpuhost_gpu_ecc_errors_total', type='uncorrected')})",
                             decimals=0,
-                            steps=((None, PLAIN), (1, ACT)),
                         ),
                         Column(
                             "XIDs, 24 h",
                             "sum by (gpu) (increase("
                             f"{H('gpuhost_xid_events_total', severity='critical', gpu='!unknown')}[24h]))",
                             decimals=0,
-                            steps=((None, PLAIN), (1, ACT)),
                         ),
                     ),
                     why="Every GPU now. Within one job all rows should look alike; the one that does not is where to "
-                    "look. HBM: memory bandwidth. Until it slows: degrees of temperature left. ECC: uncorrected errors."
-                    " XIDs: critical ones.",
+                    "look. HBM: memory bandwidth. Until it slows: degrees of temperature left. ECC: uncorrected errors"
+                    " since the driver was loaded. XIDs: critical ones. What of these calls for someone now is above.",
                     sort="GPU",
                     descending=False,
                     empty=_NO_GPU,
@@ -248,7 +288,18 @@ BOARD = Board(
                     why="Share of the tensor cores' issue capacity in use. Good training of large models shows 35 to "
                     "55 %; near 0 at full utilization is a hung collective.",
                     unit="percentunit",
-                    empty="Needs GPM: Hopper and later, and profiling not kept to administrators",
+                    empty=_NO_GPM,
+                    width=6,
+                ),
+                timeline(
+                    "Of the dense peak",
+                    (Line(f"max by (gpu) ({H('gpu:gpuhost_tensor_activity_at_clock:ratio_avg5m')})", "GPU {{gpu}}"),),
+                    why="Tensor activity times clock, over the clock at which the product's dense peak is stated: "
+                    "activity over 5 minutes, not FLOPS. Good training of large models shows 35 to 55 %.",
+                    unit="percentunit",
+                    most=1,
+                    empty=_NO_GPM,
+                    width=6,
                 ),
                 timeline(
                     "Memory bandwidth",
@@ -265,7 +316,8 @@ BOARD = Board(
                     ),
                     why="Bytes a second to and from GPU memory. Near the dashed line memory is the bottleneck.",
                     unit="Bps",
-                    empty="Needs GPM: Hopper and later, and profiling not kept to administrators",
+                    empty=_NO_GPM,
+                    width=6,
                 ),
                 timeline(
                     "Power",
@@ -277,9 +329,10 @@ BOARD = Board(
                     "utilization waits instead of computing.",
                     unit="watt",
                     empty=_NO_GPU,
+                    width=6,
                 ),
             ),
-            height=7,
+            height=8,
         ),
         Section(
             (
@@ -300,6 +353,8 @@ BOARD = Board(
                     ),
                     why="GPUs whose clocks are held down, by reason: 8 is all of eight, all of the time. power at "
                     "full load is normal; thermal, board_limit and reliability are not.",
+                    unit="suffix: GPUs",
+                    sparse=True,
                     empty="No clock was held down in this time: good",
                 ),
                 timeline(
@@ -317,6 +372,24 @@ BOARD = Board(
                 ),
             ),
             height=7,
+        ),
+        Section(
+            (
+                answer(
+                    "Against its sisters",
+                    f"min({H('device:gpuhost_verify:ratio_sisters')})",
+                    why="The worst of what verify measured on this host, over the median of the cluster's machines of "
+                    "this product. Good is near 100 %.",
+                    unit="percentunit",
+                    decimals=0,
+                    steps=((None, PLAIN), (0, WATCH), (0.9, GOOD)),
+                    empty="Not measured by verify",
+                    width=5,
+                ),
+                measured(H, width=19),
+            ),
+            height=6,
+            title="Acceptance",
         ),
     ),
 )

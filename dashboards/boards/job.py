@@ -1,7 +1,9 @@
 """Job: one job across its hosts. Who holds it up, what it costs, what is lost if it dies now."""
 
-from kit.board import FLEET, TO_HOST, Board, Section, Variable
-from kit.panels import GOOD, WATCH, Column, Line, answer, listing, matrix, timeline
+from kit.board import FLEET, TO_HOST, Board, Section, Variable, with_cluster
+from kit.panels import answer, timeline
+from kit.parts import GOOD, PLAIN, WATCH, Line
+from kit.tables import Column, listing, matrix
 
 from boards.accounts import PHASE_NAMES, PHASES, WORK, WORK_FIRST, accounts_over_time, phase_of
 from boards.culprits import culprits
@@ -38,14 +40,14 @@ BOARD = Board(
                     f"count({_INFO})",
                     why="GPUs that the job holds now, over all hosts. Good is as many as it was given.",
                     empty=_NONE,
-                    width=3,
+                    width=2,
                 ),
                 answer(
                     "Hosts",
-                    f"count(count by (instance) ({_INFO}))",
+                    f"count(count by (cluster, instance) ({_INFO}))",
                     why="Hosts that the job runs on. Good is as many as it was given.",
                     empty=_NONE,
-                    width=3,
+                    width=2,
                 ),
                 answer(
                     "Spent working",
@@ -55,7 +57,7 @@ BOARD = Board(
                     unit="percentunit",
                     decimals=1,
                     empty=_NONE,
-                    width=4,
+                    width=3,
                 ),
                 answer(
                     "Costs an hour",
@@ -73,7 +75,7 @@ BOARD = Board(
                     unit="currencyUSD",
                     decimals=2,
                     empty=_NONE,
-                    width=5,
+                    width=4,
                 ),
                 answer(
                     "At risk",
@@ -82,7 +84,24 @@ BOARD = Board(
                     unit="currencyUSD",
                     decimals=2,
                     empty="No checkpoint seen yet",
-                    width=5,
+                    width=3,
+                ),
+                answer(
+                    "GPU-hours, 7 d",
+                    f"sum(last_over_time({F('job:gpuhost_gpu_hours:sum7d', exported_job='$work')}[10m]))",
+                    why="GPU-hours that the job has held in 7 days, or in as much of them as is known: the figure "
+                    "behind the rule beside.",
+                    decimals=0,
+                    empty="Not recorded",
+                    width=3,
+                ),
+                answer(
+                    "Worth metal",
+                    f"max(last_over_time({F('job:gpuhost_worth_dedicated:bool', exported_job='$work')}[10m]))",
+                    why="The guide's rule: a training run of more than 4 GPU-hours is worth dedicated hardware.",
+                    states={"1": ("yes", GOOD), "0": ("no", PLAIN)},
+                    empty="Not recorded",
+                    width=3,
                 ),
             ),
             height=4,
@@ -91,8 +110,8 @@ BOARD = Board(
             (
                 matrix(
                     "What each GPU does now",
-                    phase_of(F, "instance, gpu", _ONLY),
-                    row="instance",
+                    with_cluster(phase_of(F, "cluster, instance, gpu", _ONLY)),
+                    row="host",
                     column="gpu",
                     corner="Host",
                     shown=PHASES,
@@ -101,7 +120,7 @@ BOARD = Board(
                     empty=_NONE,
                     width=13,
                     column_width=68,
-                    corner_width=110,
+                    corner_width=150,
                 ),
                 timeline(
                     "GPUs by what they do",
@@ -128,35 +147,37 @@ BOARD = Board(
                 listing(
                     "Who waits least",
                     (
-                        Column("Host", label="instance", link=TO_HOST, width=140),
+                        Column("Host", label="instance", link=TO_HOST, width=110),
+                        Column("Cluster", label="cluster", width=90),
                         Column("GPU", label="gpu", width=60),
                         Column(
                             "Against mean",
-                            f"max by (instance, gpu) ({F('gpu:gpuhost_busy_sm:ratio_job_avg', exported_job='$work')})",
+                            "max by (cluster, instance, gpu)"
+                            f" ({F('gpu:gpuhost_busy_sm:ratio_job_avg', exported_job='$work')})",
                             unit="percentunit",
                             decimals=1,
                         ),
                         Column(
                             "SM activity",
-                            f"topk(16, max by (instance, gpu) ({F('gpuhost_gpu_busy_sm_ratio')}{_ONLY}))",
+                            f"max by (cluster, instance, gpu) ({F('gpuhost_gpu_busy_sm_ratio')}{_ONLY})",
                             unit="percentunit",
                             decimals=1,
                             bar=(0, 1),
                         ),
                         Column(
                             "Clock",
-                            f"max by (instance, gpu) ({F('gpuhost_gpu_sm_clock_hertz')}{_ONLY})",
+                            f"max by (cluster, instance, gpu) ({F('gpuhost_gpu_sm_clock_hertz')}{_ONLY})",
                             unit="hertz",
                         ),
                         Column(
                             "NVLink usable",
-                            f"min by (instance, gpu) ({F('gpu:gpuhost_nvlink_usable:ratio')}{_ONLY})",
+                            f"min by (cluster, instance, gpu) ({F('gpu:gpuhost_nvlink_usable:ratio')}{_ONLY})",
                             unit="percentunit",
                             decimals=1,
                         ),
                         Column(
                             "Until it slows",
-                            f"min by (instance, gpu) ({F('gpuhost_gpu_temperature_margin_celsius')}{_ONLY})",
+                            f"min by (cluster, instance, gpu) ({F('gpuhost_gpu_temperature_margin_celsius')}{_ONLY})",
                             unit="celsius",
                             decimals=0,
                         ),
@@ -165,12 +186,13 @@ BOARD = Board(
                     "that is busiest waits least: its siblings wait for it. Good is little between first and last. "
                     "Stages of unequal size in a pipeline show the same.",
                     sort="SM activity",
+                    most=8,
                     empty="Needs GPM: Hopper and later, and profiling not kept to administrators",
                     width=14,
                 ),
-                culprits(F, "instance, gpu", width=10, only=_ONLY),
+                culprits(F, "cluster, instance, gpu", width=10, only=_ONLY),
             ),
-            height=9,
+            height=10,
         ),
         Section(
             (
@@ -191,6 +213,7 @@ BOARD = Board(
                     empty="Nothing was lost in this time: good",
                 ),
             ),
+            height=12,
         ),
         Section(
             (
@@ -198,7 +221,7 @@ BOARD = Board(
                     "Busy, by host",
                     (
                         Line(
-                            f"min by (instance) ({F('gpuhost_gpu_utilization_ratio')}{_ONLY})",
+                            f"min by (cluster, instance) ({F('gpuhost_gpu_utilization_ratio')}{_ONLY})",
                             "{{instance}}",
                         ),
                     ),
@@ -212,7 +235,8 @@ BOARD = Board(
                     "Lost to checkpoints, by host",
                     (
                         Line(
-                            f"max by (instance) ({F('host:gpuhost_checkpoint_share:ratio_increase1h')} and {_HOSTS})",
+                            "max by (cluster, instance)"
+                            f" ({F('host:gpuhost_checkpoint_share:ratio_increase1h')} and {_HOSTS})",
                             "{{instance}}",
                         ),
                         Line(
@@ -231,8 +255,9 @@ BOARD = Board(
                     "Speed of checkpoints, by host",
                     (
                         Line(
-                            f"max by (instance, mode) ({F('gpuhost_checkpoint_last_bytes_per_second')} and {_HOSTS})",
-                            "{{instance}} ({{mode}})",
+                            "min by (cluster, instance)"
+                            f" ({F('gpuhost_checkpoint_last_bytes_per_second')} and {_HOSTS})",
+                            "{{instance}}",
                         ),
                         Line(
                             f"max({F('gpuhost_target_storage_bytes_per_second', band='good')} and {_HOSTS})",
@@ -241,7 +266,8 @@ BOARD = Board(
                             colour=GOOD,
                         ),
                     ),
-                    why="Bytes by duration of each host's last checkpoint. The slowest host is what the job waits for.",
+                    why="Bytes by duration of each host's last checkpoint, the slowest where there are several. The "
+                    "slowest host is what the job waits for.",
                     unit="Bps",
                     empty="No checkpoint seen yet",
                     width=8,

@@ -1,11 +1,22 @@
 """Bare metal or VM: what this host is, by which evidence, and whether the guide says that it should be."""
 
-from kit.board import HOST, Board, Section
-from kit.panels import GOOD, PLAIN, WATCH, Column, Line, answer, bars, listing, timeline, words
+from kit.board import FLEET, HOST, Board, Section
+from kit.panels import answer, bars, timeline, words
+from kit.parts import GOOD, PLAIN, WATCH, Line
+from kit.tables import Column, listing
 
 H = HOST
 _NO_HOST = "This host has not been scraped in this time"
+_NOT_RECORDED = "Not recorded: no alerts/rules"
 _RULE = {"1": ("yes", GOOD), "0": ("no", PLAIN)}
+
+
+def _recorded(selector: str) -> str:
+    """The latest value of what is recorded every 4 minutes only."""
+    return f"last_over_time({selector}[10m])"
+
+
+_ENDPOINTS = _recorded(FLEET("endpoint:gpuhost_worth_dedicated:bool"))
 
 BOARD = Board(
     uid="gpuhost-metal",
@@ -121,39 +132,48 @@ BOARD = Board(
             (
                 answer(
                     "Above 60 % on average",
-                    H("host:gpuhost_worth_dedicated:bool", rule="utilization"),
+                    _recorded(H("host:gpuhost_worth_dedicated:bool", rule="utilization")),
                     why="The guide's rule: an average utilization above 60 %, here over 30 days or as known, "
                     "is worth dedicated hardware.",
                     states=_RULE,
-                    empty="Not recorded yet",
-                    width=6,
+                    empty=_NOT_RECORDED,
+                    width=5,
                 ),
                 answer(
                     "Average of 30 days",
-                    H("host:gpuhost_utilization:avg30d"),
+                    _recorded(H("host:gpuhost_utilization:avg30d")),
                     why="The figure behind that rule. Above 60 % dedicated hardware is worth its price.",
                     unit="percentunit",
                     decimals=0,
-                    empty="Not recorded yet",
-                    width=6,
+                    empty=_NOT_RECORDED,
+                    width=5,
                 ),
                 answer(
                     "Several GPUs over NVLink",
-                    H("host:gpuhost_worth_dedicated:bool", rule="multi_gpu_nvlink"),
+                    _recorded(H("host:gpuhost_worth_dedicated:bool", rule="multi_gpu_nvlink")),
                     why="The guide's rule: work on several GPUs over NVLink is worth dedicated hardware.",
                     states=_RULE,
-                    empty="Not recorded yet",
-                    width=6,
+                    empty=_NOT_RECORDED,
+                    width=5,
                 ),
                 answer(
                     "A run over 4 GPU-hours",
                     f"max({H('gpuhost_target_dedicated_gpu_seconds')}) < bool sum(increase("
                     f"{H('gpuhost_gpu_time_seconds_total', account='!~unallocated|lost|unknown')}[1d]))",
                     why="The guide's rule: a training run of more than 4 GPU-hours is worth dedicated hardware. Here: "
-                    "GPU time that jobs held on this host in a day; the Job page's rules count whole jobs.",
+                    "GPU time that jobs held on this host in a day; the Job page judges a job by all its hosts.",
                     states=_RULE,
                     empty="Needs the ledger: --collector.ledger",
-                    width=6,
+                    width=5,
+                ),
+                answer(
+                    "Busy inference endpoints",
+                    f"count({_ENDPOINTS} == 1) or 0 * count({_ENDPOINTS})",
+                    why="The guide's rule: an inference endpoint above 10 requests a second is worth dedicated "
+                    "hardware. Here: how many of the cluster's are, by the counters of vLLM and Triton over 5 minutes.",
+                    decimals=0,
+                    empty="No vLLM or Triton is scraped",
+                    width=4,
                 ),
             ),
             height=4,

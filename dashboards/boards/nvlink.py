@@ -1,7 +1,9 @@
 """NVLink: what the GPUs of a host can have of it, what they use, and which link is at fault."""
 
 from kit.board import HOST, Board, Section
-from kit.panels import ACT, GOOD, PLAIN, WATCH, Column, Line, answer, below, listing, matrix, states, timeline
+from kit.panels import answer, states, timeline
+from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, below
+from kit.tables import Column, listing, matrix
 
 H = HOST
 _NONE = "No GPU of this host has NVLink, or the driver cannot be read"
@@ -211,12 +213,15 @@ BOARD = Board(
                     "Errors by type",
                     (
                         Line(
-                            f"sum by (gpu, type) (increase({H('gpuhost_gpu_nvlink_errors_total')}[$__rate_interval]))"
-                            " > 0",
+                            "60 * sum by (gpu, type)"
+                            f" (rate({H('gpuhost_gpu_nvlink_errors_total')}[$__rate_interval])) > 0",
                             "GPU {{gpu}}: {{type}}",
                         ),
                     ),
-                    why="Good is none. A steady rate of replays is a marginal link; recoveries retrain it.",
+                    unit="suffix: /min",
+                    sparse=True,
+                    why="Errors a minute. Good is none. A steady rate of replays is a marginal link; "
+                    "recoveries retrain it.",
                     empty="No NVLink errors in this time: good",
                 ),
                 timeline(
@@ -228,6 +233,7 @@ BOARD = Board(
                         ),
                     ),
                     why="Links missing on each GPU. Good is 0; a line that goes up and down is a flapping link.",
+                    unit="suffix: links",
                     decimals=0,
                     empty=_NONE,
                 ),
@@ -235,11 +241,13 @@ BOARD = Board(
                     "NVSwitch errors (SXid)",
                     (
                         Line(
-                            f"sum by (sxid, fatal) (increase({H('gpuhost_sxid_errors_total')}[$__rate_interval])) > 0",
+                            f"60 * sum by (sxid, fatal) (rate({H('gpuhost_sxid_errors_total')}[$__rate_interval])) > 0",
                             "SXid {{sxid}}, fatal: {{fatal}}",
                         ),
                     ),
-                    why="From the kernel log. Good is none that is fatal.",
+                    unit="suffix: /min",
+                    sparse=True,
+                    why="Errors a minute, from the kernel log. Good is none that is fatal.",
                     empty="No SXid errors in this time: good",
                 ),
             ),

@@ -1,7 +1,9 @@
 """Storage: what local storage delivers when it is asked for more, what holds it back, and how its parts are."""
 
 from kit.board import HOST, Board, Section
-from kit.panels import ACT, FINE, GOOD, PLAIN, WATCH, Column, Line, answer, bars, below, listing, timeline
+from kit.panels import answer, bars, timeline
+from kit.parts import ACT, FINE, GOOD, PLAIN, WATCH, Line, below
+from kit.tables import Column, listing
 
 H = HOST
 _NO_ARRAY = "No md array on this host"

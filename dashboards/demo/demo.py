@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tomllib
@@ -36,8 +37,6 @@ EVERY = 30
 STEP = 2
 # So long before its part of the walk a worker begins, for the ledger to have seen a job's last checkpoint.
 LEAD = 240
-# What the hosts may take to start, of which there is history, too.
-SPARE = 120
 # The walk's own time of day at its start; each host's hour is moved to where it belongs.
 WALL = 1.0e9
 _SCENARIOS = Path(control.__file__).parent / "scenarios"
@@ -54,12 +53,44 @@ def lap() -> list[tuple[str, float]]:
 
 
 def part(begin: int, end: int, names: frozenset[str]) -> Scrapes:
-    """The walk, around and around the tour, from `begin` to `end` seconds."""
+    """The walk, around and around the tour, from `begin` to `end` seconds, both included."""
     logging.disable(logging.WARNING)  # what goes wrong in a scenario is meant to
     stops = [stop for stop, _ in zip(itertools.cycle(lap()), range(100), strict=False)]
     start = max(0, begin - LEAD)
-    found = record(stops, host=HOST, wall=WALL, every=EVERY, step=STEP, start=start, end=end, names=names)
+    found = record(stops, host=HOST, wall=WALL, every=EVERY, step=STEP, start=start, end=end + 1, names=names)
     return [(second, text) for second, text in found if second >= begin]
+
+
+def joined(parts: Iterable[Scrapes]) -> Scrapes:
+    """One walk of its workers' parts. Each begins with the scrape that the one before ends with, and its ledger has
+    counted from another beginning: counters go on from where they were, or rates would count that time twice."""
+    found: Scrapes = []
+    for piece in parts:
+        if not found:
+            found += piece
+            continue
+        before, first = (dict(counters(text)) for _, text in (found[-1], piece[0]))
+        ahead = {series: before[series] - value for series, value in first.items() if before.get(series, 0) > value}
+        for at, text in piece[1:]:
+            moved = {series: value + ahead[series] for series, value in counters(text) if series in ahead}
+            lines = (line.rpartition(" ")[0] for line in text.splitlines())
+            shown = (
+                f"{series} {moved[series]!r}" if series in moved else line
+                for series, line in zip(lines, text.splitlines(), strict=True)
+            )
+            found.append((at, "\n".join(shown)))
+    return found
+
+
+def counters(text: str) -> Iterator[tuple[str, float]]:
+    """Series and value of the counters and histograms of an exposition."""
+    kind = ""
+    for line in text.splitlines():
+        if line.startswith("# TYPE "):
+            kind = line.rpartition(" ")[2]
+        elif not line.startswith("#") and kind in ("counter", "histogram"):
+            series, _, value = line.rpartition(" ")
+            yield series, float(value)
 
 
 def read_names() -> frozenset[str]:
@@ -77,7 +108,7 @@ def walks(length: int) -> Scrapes:
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
         parts = [pool.submit(part, *ends, read_names()) for ends in itertools.pairwise(bounds)]
         try:
-            return [scrape for each in parts for scrape in each.result()]
+            return joined([each.result() for each in parts])
         except KeyboardInterrupt:
             for worker in multiprocessing.active_children():
                 worker.terminate()
@@ -87,7 +118,7 @@ def walks(length: int) -> Scrapes:
 def kept(length: int) -> Scrapes:
     """The walk as an earlier demo left it, or made anew when the exporter or the scenarios have changed."""
     sources = sorted(Path(control.__file__).parents[1].rglob("*.py")) + sorted(_SCENARIOS.glob("*.toml"))
-    stamp = hashlib.sha256(b"".join(file.read_bytes() for file in [*sources, HERE / "history.py"]))
+    stamp = hashlib.sha256(b"".join(file.read_bytes() for file in [*sources, HERE / "history.py", HERE / "demo.py"]))
     stamp.update(repr((length, EVERY, STEP, sorted(read_names()))).encode())
     file = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gpuhost-demo" / f"{stamp.hexdigest()}.json"
     if not file.exists():
@@ -129,15 +160,21 @@ class Shifted(SystemClock):
         return super().wall() - self._seconds
 
 
+def hour_before(walk: Scrapes, begin: float, started: float) -> Scrapes:
+    """What a host told in the hour before `started`, when it began to tell live at the walk's second `begin` + HOUR.
+    Not a scrape more, however much later this is put in: of what follows it keeps the books itself."""
+    return shifted(walk, begin, started - HOUR - begin, started)
+
+
 def start_hosts(processes: stack.Processes, begins: list[float]) -> tuple[dict[str, int], dict[str, float]]:
-    """The port of each, and when it would have begun its walk."""
-    targets, began = {}, {}
+    """The port of each, and when it was started."""
+    targets, started = {}, {}
     for number, begin in enumerate(begins, 1):
         name, port = f"gpu-host-{number}", stack.free_port()
         folder = processes.folder / name
         folder.mkdir()
         file = folder / "control.json"
-        began[name] = time.time() - begin
+        started[name] = time.time()
         control.create(str(file), HOST, "tour", Shifted(begin))
         processes.start(
             name,
@@ -150,7 +187,7 @@ def start_hosts(processes: stack.Processes, begins: list[float]) -> tuple[dict[s
         targets[name] = port
     for name, port in targets.items():
         stack.answers(f"http://127.0.0.1:{port}/readyz", processes, name)
-    return targets, began
+    return targets, started
 
 
 def put_history(prometheus: stack.Prometheus, hosts: dict[str, Scrapes]) -> None:
@@ -190,15 +227,14 @@ def main(arguments: list[str]) -> int:
         for name in ("prometheus", "promtool"):
             stack.program(name, install="apt-get install prometheus")
         print("An hour of history, out of the simulation: a minute the first time, then seconds ...", flush=True)
-        walk = kept(int(max(begins)) + HOUR + SPARE)
+        walk = kept(int(max(begins)) + HOUR + EVERY)
         print("Eight simulated hosts ...", flush=True)
         # A host's own figures go on from those that it would have told in the hour before.
-        targets, began = start_hosts(processes, [begin + HOUR for begin in begins])
+        targets, started = start_hosts(processes, [begin + HOUR for begin in begins])
         print("\n".join(f"{name:13} http://127.0.0.1:{port}/" for name, port in targets.items()), flush=True)
         prometheus = stack.Prometheus(processes, targets)
-        now = time.time()
-        told = zip(began.items(), begins, strict=True)
-        put_history(prometheus, {name: shifted(walk, begin, at, now) for (name, at), begin in told})
+        told = zip(started.items(), begins, strict=True)
+        put_history(prometheus, {name: hour_before(walk, begin, at) for (name, at), begin in told})
         watch(prometheus)
         print(f"All there. It is in {folder}; Ctrl-C ends and removes it.", flush=True)
         if "--ready-file" in arguments:

@@ -14,14 +14,24 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
 
 from kit.names import Names, Scope, read
-from kit.panels import SOURCE, Placed
+from kit.parts import SOURCE, Placed
 
 TAG = "gpuhost"
 NAMES: Names = read()
 FLEET = Scope(NAMES, ('cluster=~"$cluster"',))
 HOST = Scope(NAMES, ('cluster=~"$cluster"', 'instance="$instance"'))
-# A table's links: the same time and data source, the row's host.
-TO_HOST = "/d/gpuhost-host?${__url_time_range}&${datasource:queryparam}&var-instance=${__data.fields.Host}"
+# A table's links: the same time and data source, the row's host. Without a column Cluster there is no such label, and
+# var-cluster= selects just those series.
+TO_HOST = (
+    "/d/gpuhost-host?${__url_time_range}&${datasource:queryparam}"
+    "&var-cluster=${__data.fields.Cluster}&var-instance=${__data.fields.Host}"
+)
+
+
+def with_cluster(expression: str) -> str:
+    """The same with a label host: `instance`, with the cluster before it where there is one."""
+    joined = f'label_join({expression}, "host", " ", "cluster", "instance")'
+    return f'label_replace({joined}, "host", "$1", "host", " ?(.*)")'
 
 
 @dataclass(frozen=True, slots=True)

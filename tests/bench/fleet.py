@@ -39,6 +39,8 @@ def exposition(at: float) -> Iterator[str]:
     wave = 0.5 + 0.5 * math.sin(at / 300)
     yield 'gpuhost_exporter_build_info{version="1",python="3"} 1'
     yield "gpuhost_target_checkpoint_share_ratio 0.1667"
+    yield "up 1"
+    yield f"gpuhost_gpus_expected {GPUS}"
     yield "host:gpuhost_utilization:avg5m %s" % (0.5 + 0.4 * wave)
     yield "host:gpuhost_nvlink_usable:min_ratio 1"
     yield "host:gpuhost_checkpoint_share:ratio_increase1h %s" % (0.05 * wave)
@@ -48,6 +50,7 @@ def exposition(at: float) -> Iterator[str]:
     for device in ("md0", "md127"):
         yield f'gpuhost_array_up{{device="{device}"}} 1'
     for gpu in range(GPUS):
+        yield f'gpuhost_gpu_up{{gpu="{gpu}",uuid="GPU-{gpu}"}} 1'
         yield f'gpuhost_gpu_hang_seconds{{gpu="{gpu}",uuid="GPU-{gpu}"}} 0'
         yield f'gpuhost_rdma_port_up{{device="mlx5_{gpu}",port="1"}} 1'
     if wave > 0.9:
@@ -56,12 +59,10 @@ def exposition(at: float) -> Iterator[str]:
 
 
 def fleet(hosts: int, at: float) -> Iterator[str]:
-    yield f"fleet:gpuhost_hosts:count {hosts}"
-    yield f"fleet:gpuhost_gpus_up:sum {hosts * GPUS}"
-    yield f"fleet:gpuhost_gpus_expected:sum {hosts * GPUS}"
     yield f"fleet:gpuhost_at_risk_dollars:sum {hosts * 20}"
     for account in ACCOUNTS:
         yield f'fleet:gpuhost_cost_dollars_per_hour:sum_rate5m{{account="{account}"}} {hosts * (1 + at % 7)}'
+        yield f'fleet:gpuhost_cost_dollars:sum1d{{account="{account}"}} {hosts * 24}'
 
 
 def samples(file: Path, hosts: int) -> int:

@@ -41,19 +41,24 @@ EMPTY = {
     ("exporter", "Failed reads"),
     ("fabric", "Latency, worst peer"),
     ("fabric", "Latency over TCP, against its past"),
-    ("fabric", "And slow receivers"),
     ("fleet", "What is wrong"),
     ("host", "What is wrong"),
+    ("host", "Against its sisters"),
+    ("host", "What the last verify measured"),
+    ("metal", "Busy inference endpoints"),
 }
 # (board, panel) or with the query's letter: what the largest value must lie between.
 SIZES = {
     ("exporter", "Collectors", "B"): (0, 120),
     ("fabric", "Ports: sent", "A"): (5e9, 50e9),
+    ("fabric", "Ports: sent", "B"): (50e9, 50e9),
+    ("fabric", "Ports: sent", "C"): (12.5e9, 12.5e9),
     ("fabric", "Ports", "C"): (400e9, 400e9),
     ("fabric", "Told to pause"): (0, 0.2),
     ("fabric", "1. The network marks (ECN)"): (1e4, 1e6),
     ("fleet", "Costs an hour"): (47, 49),
-    ("fleet", "Hosts that tell"): (2, 2),
+    ("fleet", "Hosts"): (2, 2),
+    ("fleet", "Hosts that tell"): (1, 1),
     ("fleet", "GPUs that answer"): (1, 1),
     ("gpu-time", "Last checkpoints", "A"): (130e9, 150e9),
     ("gpu-time", "Last checkpoints", "D"): (15e9, 25e9),
@@ -67,6 +72,8 @@ SIZES = {
     ("host", "Memory bandwidth", "B"): (3.35e12, 3.35e12),
     ("host", "Power", "A"): (550, 720),
     ("host", "Tensor cores"): (0.4, 0.6),
+    ("host", "Of the dense peak"): (0.35, 0.6),
+    ("host", "Limits: used of them", "A"): (0.3, 2.4),
     ("host", "GPUs", "I"): (10, 60),
     ("job", "GPUs"): (16, 16),
     ("job", "Hosts"): (2, 2),
@@ -97,7 +104,7 @@ def prometheus(tmp_path_factory):
     hosts = {}
     for instance, (kind, stops, step) in walks.items():
         told = record(stops, host=kind, wall=END - LENGTH, every=STEP, step=step, end=int(LENGTH), names=_names(stack))
-        hosts[instance] = [(END - LENGTH + at, text) for at, text in told]
+        hosts[instance] = [(END - LENGTH + at, f"{text}\nup 1") for at, text in told]
     server = stack.Prometheus(processes, {})
     stack.write_openmetrics(folder / "history.om", hosts)
     try:
@@ -129,7 +136,7 @@ def ask(url, path, **parameters):
 def sent(expression):
     """As Grafana would, for the last 20 minutes."""
     variables = {"cluster": ".*", "instance": HOST, "work": JOB, "__rate_interval": "2m", "__range": "20m"}
-    return re.sub(r"\$\{?(\w+)\}?", lambda found: variables[found.group(1)], expression)
+    return re.sub(r"\$\{?(\w+)\}?", lambda found: variables.get(found.group(1), found.group()), expression)
 
 
 def answered(url, query):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 from support.boards import boards, filled_in, known, panels, queries
 from support.promql import labels_of, names_in, walk
-from support.rules import alerts
+from support.rules import alerts, recordings
 
 from gpuhost_exporter.catalogue import specs
 
@@ -151,3 +152,73 @@ def test_the_alerts_link_to_pages_that_are_here():
     uids = {board["uid"] for board in BOARDS.values()}
     linked = {re.search(r"/d/([\w-]+)", rule.body["annotations"]["dashboard_url"]).group(1) for rule in alerts()}
     assert linked <= uids
+
+
+def test_pages_come_before_tickets_and_the_newest_first():
+    """By a number that no column shows: what is a ticket is older than anything can be."""
+    for name in ("fleet", "host"):
+        (panel,) = (each for each in panels(BOARDS[name]) if each["title"] == "What is wrong")
+        sort, limit, organize = (each for each in panel["transformations"] if each["id"] != "merge")
+        (by,) = sort["options"]["sort"]
+        assert (sort["id"], by["desc"], limit["id"]) == ("sortBy", False, "limit")
+        assert limit["options"]["limitField"] <= 100
+        assert organize["options"]["excludeByName"][by["field"]]
+        assert not panel["options"].get("sortBy"), "a sort of the table itself undoes it"
+        (query,) = (each for each in panel["targets"] if f"Value #{each['refId']}" == by["field"])
+        assert re.search(r"\+ 1000000000 \* max by [^{]+\{alertstate=\"firing\",severity=\"ticket\"", query["expr"])
+
+
+def test_rows_and_lines_of_hosts_are_told_apart_by_cluster_too():
+    apart = [query for query in QUERIES if re.search(r"by \([^)]*\binstance\b", query.expression)]
+    assert len(apart) > 20
+    for query in apart:
+        for labels in re.findall(r"\bby \(([^)]*\binstance\b[^)]*)\)", query.expression):
+            assert "cluster" in labels, query
+    for query in QUERIES:
+        assert not re.search(r"\bon \(instance\b", query.expression), query
+
+
+def test_a_link_to_a_host_carries_its_cluster():
+    linked = 0
+    for name, board in BOARDS.items():
+        for panel in panels(board):
+            for override in panel.get("fieldConfig", {}).get("overrides", ()):
+                for link in (each["value"] for each in override["properties"] if each["id"] == "links"):
+                    linked += 1
+                    assert "&var-cluster=${__data.fields.Cluster}&var-instance=${__data.fields.Host}" in link[0]["url"]
+                    shown = panel["transformations"][-1]["options"]["renameByName"].values()
+                    assert {"Cluster", "Host"} <= set(shown), f"{name}: {panel['title']}"
+    assert linked >= 4
+
+
+def test_what_is_recorded_every_few_minutes_is_read_as_its_last_value():
+    """Prometheus may look back less far than that: at one minute such a series is there one minute in four."""
+    slow = {rule.name for rule in recordings() if rule.group.endswith("-days")}
+    slow -= {"endpoint:gpuhost_inference_requests:rate5m"}  # for the rule beside it
+    assert "host:gpuhost_worth_dedicated:bool" in slow
+    read = [(query, name) for query in QUERIES for name in slow & names_in(filled_in(query.expression))]
+    assert {name for _, name in read} == slow
+    for query, name in read:
+        for at in re.finditer(re.escape(name), query.expression):
+            rest = re.match(r"(\{[^}]*\})\[10m\]", query.expression[at.end() :])
+            assert rest, query
+
+
+def test_no_query_or_threshold_has_the_guides_checkpoint_share_typed_in():
+    for name, board in BOARDS.items():
+        assert not re.search(r"0\.1666|0\.167", json.dumps(board["panels"])), name
+
+
+def test_a_host_that_died_is_missed_at_the_top_of_the_fleet():
+    shown = {query.panel: query.expression for query in QUERIES if query.board == "fleet"}
+    assert re.fullmatch(r"sum\(up\{.+\}\) / count\(up\{.+\}\)", shown["Hosts that tell"])
+    assert "last_over_time(gpuhost_gpus_expected" in shown["GPUs that answer"]
+
+
+def test_ports_have_a_line_for_each_rate():
+    """And not for the slowest alone, which a fast port runs above."""
+    for title in ("Ports: sent", "Ports: received"):
+        lines = [query for query in QUERIES if query.board == "fabric" and query.panel == title and query.letter > "A"]
+        assert len(lines) == 3
+        assert all(re.match(r"max\(", query.expression) for query in lines)
+        assert [query.expression.count("scalar(") for query in lines] == [0, 1, 2]

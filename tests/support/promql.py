@@ -114,6 +114,12 @@ class _Reading:
             found = self._vector(node.args[1])
             return found.only(found.labels - {"le"})
         found = self._vector(node.args[0])
+        if name == "label_join":
+            target, sources = node.args[1].val, frozenset(each.val for each in node.args[3:])
+            if sources - found.labels:
+                raise Wrong(f"{node}: no label {', '.join(sorted(sources - found.labels))}")
+            varies = found.varying | {target} if sources & found.varying else found.varying - {target}
+            return Vector(found.labels | {target}, varies, found.fixed - {target})
         if name != "label_replace":
             return found
         target, source = node.args[1].val, node.args[3].val

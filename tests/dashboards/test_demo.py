@@ -1,0 +1,118 @@
+"""`make demo` as somebody runs it: everything comes up, every host is seen, and Ctrl-C leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import psutil
+import pytest
+from support.boards import FOLDER
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(shutil.which("promtool") is None, reason="apt-get install prometheus"),
+]
+HOSTS = {f"gpu-host-{number}" for number in range(1, 9)}
+DOLLARS = 24.0  # what a host of eight GPUs costs in an hour
+# The walk through every scenario is made first, which takes minutes on a machine that does other things too.
+LIMIT = 900.0
+
+
+def until(seen, seconds, demo):
+    deadline = time.monotonic() + seconds
+    while not (found := seen()):
+        assert demo.poll() is None, "it ended"
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(1.0)
+    return found
+
+
+def ask(url, expression):
+    query = urllib.parse.urlencode({"query": expression})
+    with urllib.request.urlopen(f"{url}/api/v1/query?{query}", timeout=30) as answer:
+        return [(each["metric"], float(each["value"][1])) for each in json.load(answer)["data"]["result"]]
+
+
+def by_host(url, expression):
+    return {labels["instance"]: value for labels, value in ask(url, expression)}
+
+
+def belongings(folder):
+    """Command lines of what runs out of the demo's folder, or is the demo."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = " ".join(process.info["cmdline"] or ())
+        if str(folder) in words:
+            found.append(words)
+    return found
+
+
+def test_it_shows_every_host_and_leaves_nothing(tmp_path):
+    ready, folder, said = tmp_path / "ready", tmp_path / "tmp", tmp_path / "said"
+    folder.mkdir()
+    environment = {**os.environ, "TMPDIR": str(folder), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    with said.open("wb") as out:
+        demo = subprocess.Popen(
+            [sys.executable, f"{FOLDER}/demo/demo.py", "--ready-file", str(ready)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        url = until(lambda: ready.exists() and ready.read_text(), LIMIT, demo)
+        assert len(belongings(folder)) >= len(HOSTS) + 1  # Prometheus; what else depends on what is installed
+        looked_at(url, demo)
+    finally:
+        demo.send_signal(signal.SIGINT)
+        try:
+            demo.wait(120)
+        finally:
+            if demo.poll() is None:
+                os.killpg(demo.pid, signal.SIGKILL)
+    text = said.read_text()
+    assert demo.returncode == 0, text
+    assert set(re.findall(r"gpu-host-\d+", text)) == HOSTS
+    assert "Traceback" not in text
+    assert belongings(folder) == []
+    assert list(folder.iterdir()) == []
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"{url}/-/ready", timeout=5)
+
+
+def looked_at(url, demo):
+    until(lambda: by_host(url, "up == 1").keys() == HOSTS, 120, demo)
+    # Live, an hour ago, and recorded by the rules from both.
+    for expression in (
+        "gpuhost_simulated == 1",
+        "gpuhost_exporter_build_info offset 50m",
+        "host:gpuhost_utilization:avg5m",
+        "host:gpuhost_utilization:avg5m offset 50m",
+        "last_over_time(host:gpuhost_worth_dedicated:bool{rule='utilization'}[10m])",
+        "last_over_time(host:gpuhost_utilization:avg30d[10m])",
+        "sum by (instance) (last_over_time(host:gpuhost_cost_dollars:sum1d[10m]))",
+    ):
+        until(lambda expression=expression: by_host(url, expression).keys() == HOSTS, 400, demo)
+    with urllib.request.urlopen(f"{url}/api/v1/rules", timeout=30) as answer:
+        groups = json.load(answer)["data"]["groups"]
+    broken = [rule["name"] for group in groups for rule in group["rules"] if rule["health"] == "err"]
+    assert groups
+    assert broken == []
+    # History and what the hosts tell live are one hour: no minute of it is paid twice.
+    cost = by_host(url, "sum by (instance) (host:gpuhost_cost_dollars:increase1h)")
+    assert cost.keys() == HOSTS
+    assert all(0.9 * DOLLARS < dollars < 1.01 * DOLLARS for dollars in cost.values()), cost
+    worst = by_host(url, "max_over_time(sum by (instance) (host:gpuhost_cost_dollars:increase1h)[50m:30s])")
+    assert all(dollars < 1.01 * DOLLARS for dollars in worst.values()), worst
