@@ -114,7 +114,7 @@ def test_what_cannot_be_counted_is_not_taken_for_a_host_without_gpus(verify, sta
         assert said.startswith(f"nothing is judged: the driver's state is {state.replace('_', ' ')}, and GPUs cannot")
 
 
-@pytest.mark.parametrize("state", WITHOUT)
+@pytest.mark.parametrize("state", sorted(WITHOUT))
 def test_a_host_without_gpus_is_judged_by_what_it_has(verify, state):
     code, found, said = verify(*in_state(state, NONE))
     assert (code, said) == (0, "")
