@@ -22,7 +22,7 @@ STAT = (
 
 
 def test_a_name_may_hold_spaces_and_parentheses():
-    assert procfs.parse_stat(STAT) == Stat("py) thon (3)", "D", 4700, 9120338, 7, 5688, 187, 502125, 42)
+    assert procfs.parse_stat(STAT) == Stat("py) thon (3)", "D", 4700, 9120338, 7, 5688, 187, 502125, 42, session=4700)
 
 
 def test_a_process_that_leaves_a_core_is_told_by_its_flags():
