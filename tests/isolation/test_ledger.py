@@ -92,9 +92,9 @@ def test_booked_and_pending_are_all_the_time_that_passed(start):
 
 
 def test_a_hang_names_the_gpu_that_did_not_come(start):
-    daemon = start("gpu-lost", elapsed=15.0)
+    daemon = start("gpu-lost", elapsed=5.0)  # it is lost at 20 s, and must have been seen in the job before
     culprit = "gpuhost_gpu_culprit"
-    series = daemon.wait_until(lambda seen: value(seen, culprit, gpu="3", kind="not_joined") == 1, 60)
+    series = daemon.wait_until(lambda seen: value(seen, culprit, gpu="3", kind="not_joined") == 1, 120)
     assert sum(select(series, culprit).values()) == 1
     assert select(series, "gpuhost_gpu_culprit_info", gpu="3", evidence="lost")
     assert value(series, "gpuhost_gpu_phase", gpu="3", phase="lost") == 1

@@ -175,9 +175,7 @@ class Watch:
             episode.wrote_stalled += wrote
             episode.made += made
             episode.copied += copied(pieces, since, at)
-        elif (
-            writing and here
-        ):  # of a job without GPUs nobody knows that it still saves, and HOST's bytes are everybody's
+        elif writing and here:  # that a job without GPUs still saves nobody knows: HOST's bytes are everybody's
             episode.active = at
             episode.wrote_beside += wrote
             episode.made += made
