@@ -57,7 +57,7 @@ def write(done):
 
 def test_a_run_becomes_the_baseline_of_the_next_and_is_exported(run, programs, tmp_path):
     first = run("verify", "--json", "--directory=data", "--junit=report.xml")
-    assert (first.returncode, first.stderr) == (0, "fio: 40 s left in all\n")
+    assert (first.returncode, first.stderr) == (0, "fio: 30 s left in all\n")
     assert storage(first) == {"storage write": "pass", "storage read": "pass"}
     assert b'testcase classname="gpuhost.quick" name="storage write' in (tmp_path / "report.xml").read_bytes()
     slow = (RECORDED / "fio-write.txt").read_text().replace("3802549769", "2802549769")
@@ -251,4 +251,4 @@ def test_fio_for_real_on_this_disk(run, environment, tmp_path):
     assert all(rate and rate > 10e6 for rate in rates.values()), process.stdout
     assert time.monotonic() - begin < 90
     assert not list((tmp_path / "data").iterdir())
-    assert re.match(r"fio: 40 s left", process.stderr)
+    assert re.match(r"fio: 30 s left", process.stderr)
