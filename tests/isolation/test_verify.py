@@ -164,6 +164,36 @@ def test_a_second_interruption_does_not_break_off_what_the_first_cleans_up(envir
     assert not (tmp_path / "report.xml").exists()
 
 
+# Of the six random bytes in the folder's name, so that it can be told from those of whoever else simulates here.
+NAMED = """
+import os, sys
+random = os.urandom
+os.urandom = lambda count: bytes.fromhex(sys.argv[-1]) if count == 6 else random(count)
+from gpuhost_exporter.cli import main
+sys.exit(main(sys.argv[1:-1]))
+"""
+
+
+def test_an_interruption_while_it_only_looks_leaves_no_simulated_host(environment, tmp_path):
+    name = os.urandom(6).hex()
+    folders = [f"{parent}/gpuhost-simulated-{name}" for parent in ("/dev/shm", tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", NAMED, "verify", "--passive", "--simulate=h100x8", name],
+        env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not any(map(os.path.exists, folders)):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, b"")
+    assert errors == b"interrupted: nothing is judged or kept, and nothing left behind\n"
+    assert not any(map(os.path.exists, folders))
+
+
 REJECTED = ("verify", "--passive", "--simulate=h100x8:gpu-lost")
 
 

@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class Ending:
     """Within it each of these signals is a KeyboardInterrupt, whose way out removes what was made. The first is enough:
-    from then on they are ignored, for another one would break off the clean-up.
+    from then on, to the end of the process, they do nothing, for another one would break off the clean-up.
     """
 
     def __init__(self) -> None:
@@ -46,8 +46,7 @@ class Ending:
             raise KeyboardInterrupt
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        self._asked = True
-        for number in self._before:
-            signal.signal(number, signal.SIG_IGN)
-        if not self._held:
+        # Not by SIG_IGN: of a signal that waits to be handled Python would print that it is ignored.
+        first, self._asked = not self._asked, True
+        if first and not self._held:
             raise KeyboardInterrupt
