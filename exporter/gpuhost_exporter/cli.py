@@ -1,4 +1,7 @@
-"""The command line. Exit codes: 0 done, 1 failed while working, 2 a usage or configuration error, in one line."""
+"""The command line. Exit codes: 0 done, 1 failed while working, 2 a usage or configuration error, in one line.
+
+Of `verify` and `health` 1 is a verdict: whatever else goes wrong there is 2.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ from gpuhost_exporter.sources.readers import KINDS
 from gpuhost_exporter.verify import arguments as verify_arguments
 
 _FEWEST_ITERATIONS = 10
+_JUDGING = ("verify", "health")
 _READING = ("serve", "snapshot", "doctor", "verify")
 
 
@@ -55,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Readers share the launcher's memory: it is forked before what they do not need is imported.
     linux.bound_malloc()
     launcher = Launcher.start(KINDS) if arguments and arguments[0] in _READING else None
+    judges = bool(arguments) and arguments[0] in _JUDGING
+    status = 2 if judges else 0
     try:
         status = _run(arguments, launcher)
         sys.stdout.flush()
@@ -64,11 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): not our failure, and nothing more to say.
         _discard_output()
-        return 0
+        return status
     except OSError as error:
         print(f"gpuhost-exporter: {error}", file=sys.stderr)
         _discard_output()
-        return 1
+        return 2 if judges else 1
     except KeyboardInterrupt:
         return 130
     finally:

@@ -201,6 +201,69 @@ def test_wrong_usage_is_one_line(environment, arguments, said):
     assert said in errors
 
 
+@pytest.mark.parametrize(
+    ("word", "code"), [("fit: All 8 GPUs deliver", 0), ("unfit: GPU 3: lost", 1), ("unknown: no", 2)]
+)
+@pytest.mark.parametrize("reader", ["gone", "full"])
+def test_the_exit_code_is_the_verdict_though_nobody_can_read_it(environment, tmp_path, word, code, reader):
+    if reader == "gone":
+        ours, output = os.pipe()
+        os.close(ours)
+    else:
+        output = os.open("/dev/full", os.O_WRONLY)
+    answer = f"HTTP/1.1 {200 if code == 0 else 503} x\r\n\r\n{word}\n".encode()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"--url=http://127.0.0.1:{listener.getsockname()[1]}"
+        done = subprocess.run(
+            [*PROGRAM, "health", url],
+            stdout=output, stderr=subprocess.PIPE, timeout=30, env=environment, check=False,
+        )  # fmt: skip
+        thread.join()
+    os.close(output)
+    assert (done.returncode, done.stderr) == (code, b"")
+
+
+DEFECTS = {
+    "health": "from gpuhost_exporter import health; health.ask = None",
+    "verify": "from gpuhost_exporter.verify import command; command.App = None",
+}
+
+
+@pytest.mark.parametrize("command", DEFECTS)
+def test_a_defect_of_ours_is_no_verdict(environment, command):
+    """Python's own exit code for it is 1, on which schedulers drain."""
+    script = f"import sys\n{DEFECTS[command]}\nfrom gpuhost_exporter.__main__ import main\nsys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", script, command],
+        capture_output=True, text=True, timeout=60, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    if command == "health":
+        assert done.stdout.startswith("unknown: a defect of this command: TypeError: ")
+        assert done.stderr == ""
+    else:
+        assert (done.stdout, done.stderr.splitlines()[-1]) == ("", "TypeError: 'NoneType' object is not callable")
+
+
+def test_an_installation_that_is_broken_is_no_verdict(environment, tmp_path):
+    script = "import sys; sys.modules['socket'] = None; from gpuhost_exporter.__main__ import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "health"],
+        capture_output=True, text=True, timeout=60, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout.startswith("unknown: a defect of this command: ModuleNotFoundError: import of socket")
+
+
 def test_a_node_condition_is_a_dry_run_until_it_is_ended(real, environment):
     process = subprocess.Popen(
         [*PROGRAM, "node-condition", "--interval=0.1s", "--fit-after=3", f"--url=http://127.0.0.1:{real.port}"],

@@ -57,7 +57,7 @@ def write(done):
 
 def test_a_run_becomes_the_baseline_of_the_next_and_is_exported(run, programs, tmp_path):
     first = run("verify", "--json", "--directory=data", "--junit=report.xml")
-    assert (first.returncode, first.stderr) == (0, "fio: 40 s left in all\n")
+    assert (first.returncode, first.stderr) == (0, "fio: 30 s left in all\n")
     assert storage(first) == {"storage write": "pass", "storage read": "pass"}
     assert b'testcase classname="gpuhost.quick" name="storage write' in (tmp_path / "report.xml").read_bytes()
     slow = (RECORDED / "fio-write.txt").read_text().replace("3802549769", "2802549769")
@@ -139,6 +139,112 @@ def test_an_interrupted_run_leaves_neither_files_nor_programs(environment, progr
     assert not (tmp_path / "state" / "gpuhost-exporter" / "verify.json").exists()
 
 
+def test_a_second_interruption_does_not_break_off_what_the_first_cleans_up(environment, programs, tmp_path):
+    """Two seconds are given to a program that takes no notice, and Ctrl-C again is what people do meanwhile."""
+    install(programs, "fio", f"trap '' TERM INT HUP; echo $$ >{tmp_path}/started; while :; do sleep 0.1; done")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpuhost_exporter", "verify", "--directory=data", "--junit=report.xml"],
+        env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text().strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    program = int((tmp_path / "started").read_text())
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.7)
+    assert os.path.exists(f"/proc/{program}"), "it takes no notice of being asked"
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        process.send_signal(number)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (130, b"")
+    assert errors.endswith(b"interrupted: nothing is judged or kept, and nothing left behind\n")
+    assert not os.path.exists(f"/proc/{program}")
+    assert not list((tmp_path / "data").iterdir())
+    assert not (tmp_path / "report.xml").exists()
+
+
+# Of the six random bytes in the folder's name, so that it can be told from those of whoever else simulates here.
+NAMED = """
+import os, sys
+random = os.urandom
+os.urandom = lambda count: bytes.fromhex(sys.argv[-1]) if count == 6 else random(count)
+from gpuhost_exporter.cli import main
+sys.exit(main(sys.argv[1:-1]))
+"""
+
+
+def test_an_interruption_while_it_only_looks_leaves_no_simulated_host(environment, tmp_path):
+    name = os.urandom(6).hex()
+    folders = [f"{parent}/gpuhost-simulated-{name}" for parent in ("/dev/shm", tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", NAMED, "verify", "--passive", "--simulate=h100x8", name],
+        env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not any(map(os.path.exists, folders)):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, b"")
+    assert errors == b"interrupted: nothing is judged or kept, and nothing left behind\n"
+    assert not any(map(os.path.exists, folders))
+
+
+REJECTED = ("verify", "--passive", "--simulate=h100x8:gpu-lost")
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_rejection_stays_one_though_nobody_reads_it(run, form):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        done = run(*REJECTED, *form, stdout=theirs)
+    finally:
+        os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_what_cannot_be_told_is_no_acceptance(run):
+    with open("/dev/full", "w") as full:
+        done = run("verify", "--passive", "--simulate=l40s", stdout=full)
+    assert (done.returncode, done.stderr) == (2, "gpuhost-exporter: standard output: No space left on device\n")
+
+
+def test_without_a_temporary_folder_nothing_is_judged(run, programs, environment, tmp_path):
+    script = (
+        "import tempfile, sys; tempfile.tempdir = '/none'; from gpuhost_exporter.__main__ import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "verify", "--directory=data"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "No such file or directory" in done.stderr.splitlines()[-1]
+
+
+def test_a_report_that_cannot_be_written_costs_nothing_that_was_measured(run, programs, tmp_path):
+    done = run("verify", "--json", "--directory=data", "--junit=/dev/full")
+    assert done.returncode == 2
+    assert storage(done) == {"storage write": "pass", "storage read": "pass"}
+    assert done.stderr.endswith("gpuhost-exporter: --junit /dev/full: No space left on device\n")
+    kept = json.loads((tmp_path / "state" / "gpuhost-exporter" / "verify.json").read_text())["data"]
+    assert set(kept["baseline"]["quick"]) == {"storage write", "storage read"}
+
+
+def test_a_report_of_before_stays_where_nothing_is_judged_and_is_replaced_whole(run, tmp_path):
+    report = tmp_path / "report.xml"
+    report.write_text("x" * 100_000)
+    assert run("verify", "--passive", "--junit=report.xml", "--simulate=h200").returncode == 2
+    assert report.read_text() == "x" * 100_000
+    assert run("verify", "--passive", "--junit=report.xml", "--simulate=nogpu").returncode == 0
+    assert report.read_text().startswith("<?xml")
+    assert report.read_text().endswith("</testsuite>")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -175,4 +281,4 @@ def test_fio_for_real_on_this_disk(run, environment, tmp_path):
     assert all(rate and rate > 10e6 for rate in rates.values()), process.stdout
     assert time.monotonic() - begin < 90
     assert not list((tmp_path / "data").iterdir())
-    assert re.match(r"fio: 40 s left", process.stderr)
+    assert re.match(r"fio: 30 s left", process.stderr)

@@ -166,10 +166,29 @@ def test_the_way_to_a_peer_is_measured_on_ports_that_are_up(programs, tmp_path):
         "MPI all-reduce": ("pass", pytest.approx(2.31e-6)),
     }
     assert results[-1].target == 5e-6
-    assert (tmp_path / "ib_write_bw").read_text() == "-d mlx5_0 -i 1 -F -D 5 -f 1 --report_gbits node-8\n"
+    assert (tmp_path / "ib_write_bw").read_text() == "-d mlx5_0 -i 1 -F -D 20 -f 1 --report_gbits node-8\n"
     assert (tmp_path / "ib_write_lat").read_text() == "-d mlx5_0 -i 1 -F node-8\n"
     program = f"{sys.executable} -c {tools.starting_this_package()} allreduce --storage.path=/state\n"
     assert (tmp_path / "asked").read_text() == f"-np 2 --host localhost,node-8 {program}"
+
+
+@pytest.mark.parametrize(("mode", "seconds"), [("quick", 120), ("full", 600)])
+@pytest.mark.parametrize(("ports", "of_each"), [(1, (20, 20)), (8, (3, 20)), (12, (3, 13))])
+def test_a_run_takes_no_longer_than_its_mode_says(programs, tmp_path, mode, seconds, ports, of_each):
+    """Of 8 GPUs and up to 8 ports, with every program there; more ports are told to take longer."""
+    for program in ALL:
+        install(programs, program, "true")
+    live = Live(*gpu_samples(8), *(rdma.UP(f"mlx5_{n}", "1") for n in range(ports)))
+    planned = [
+        *fio_room.plan(Asked(folder=str(tmp_path)), live, mode),
+        *gpus.plan(live.latest, Targets.load({}), mode),
+        *wire.plan(Asked(peer="node-8"), live.latest, mode),
+    ]
+    assert all(isinstance(each, Measurement) for each in planned), "nothing is left out"
+    assert len(planned) == 4 + 2 * ports
+    writing = [each.seconds for each in planned if each.name.startswith("ib_write_bw")]
+    assert writing == [of_each[mode == "full"] + 0.75] * ports
+    assert (sum(each.seconds for each in planned) <= seconds) == (ports <= 8)
 
 
 @pytest.mark.parametrize(("latency", "verdict"), [("4.9", "pass"), ("7.5", "warn"), ("10.5", "fail")])

@@ -43,6 +43,30 @@ def test_a_figure_that_did_not_pass_leaves_the_baseline_as_it_was(verdict):
     assert baseline(keep(data, run(rate(8e9, verdict)), anew=True), "quick") == {"storage write": {"md0": 8e9}}
 
 
+def test_a_host_that_gets_slower_run_by_run_is_held_against_its_best():
+    """Each run is 6 % behind the one before, which by itself would pass for ever."""
+    data, verdicts = {}, []
+    for figure in (20e9, 18.8e9, 17.7e9, 16.6e9):
+        (result,) = against(baseline(data, "quick"), [rate(figure)])
+        verdicts.append(result.verdict)
+        data = keep(data, run(result))
+    assert verdicts == ["pass", "pass", "warn", "warn"]
+    assert baseline(data, "quick") == {"storage write": {"md0": 20e9}}
+
+
+def test_the_best_is_the_highest_rate_and_the_shortest_time_of_each_device():
+    def late(seconds, device):
+        return Result("RDMA write latency", device, "pass", value=seconds, unit="seconds")
+
+    data = {}
+    for figure, seconds in ((20e9, 2e-6), (22e9, 1.9e-6), (21e9, 2.1e-6)):
+        data = keep(data, run(rate(figure), late(seconds, "mlx5_0 port 1"), late(3 * seconds, "mlx5_1 port 1")))
+    assert baseline(data, "quick") == {
+        "storage write": {"md0": 22e9},
+        "RDMA write latency": {"mlx5_0 port 1": 1.9e-6, "mlx5_1 port 1": pytest.approx(5.7e-6)},
+    }
+
+
 @pytest.mark.parametrize(
     ("before", "now", "unit", "verdict"),
     [

@@ -38,7 +38,7 @@ RATE_TARGET = gauge(
 )
 RATE_BASELINE = gauge(
     "gpuhost_verify_baseline_bytes_per_second",
-    "What this host did in the verify before, in bytes per second.",
+    "The best that this host did in a verify, in bytes per second. A result below nine tenths of it warns.",
     "check",
     "device",
 )

@@ -91,7 +91,7 @@ def run(
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_LOOK_SECONDS)
         finally:
-            _end(process)
+            _whole(lambda: _end(process))
         return Answer(process.returncode, _text(output), _text(errors))
 
 
@@ -133,7 +133,16 @@ def folder_below(parent: str) -> Iterator[str]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _whole(lambda: shutil.rmtree(path, ignore_errors=True))
+
+
+def _whole(clean_up: Callable[[], None]) -> None:
+    """To its end though it be interrupted, which is once at most."""
+    try:
+        clean_up()
+    except KeyboardInterrupt:
+        clean_up()
+        raise
 
 
 def free_bytes(folder: str) -> int:
@@ -162,13 +171,41 @@ def real_path(path: str) -> str:
     return os.path.realpath(path)
 
 
-def write_file(path: str, content: bytes) -> None:
-    """Raises SourceError."""
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-    except OSError as error:
-        raise source_error(path, error) from error
+class Report:
+    """A file that will be written later, opened now. Until then one that is there stays as it was, and without a
+    content none is left. Raises SourceError where it cannot be written.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._made = not os.path.lexists(path)
+        try:
+            mode = "xb" if self._made else "r+b" if os.path.isfile(path) else "wb"
+            self._file = open(path, mode)  # noqa: SIM115 -- close() ends it
+        except OSError as error:
+            raise source_error(path, error) from error
+
+    def write(self, content: bytes) -> None:
+        try:
+            if os.path.isfile(self._path):
+                self._file.truncate(0)
+            self._file.write(content)
+            self._file.flush()
+        except OSError as error:
+            raise source_error(self._path, error) from error
+        self._made = False
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._file.close()
+        if self._made:
+            with suppress(OSError):
+                os.unlink(self._path)
+
+
+def discard_output() -> None:
+    """Else the interpreter would fail once more at its end, on what is still buffered."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class Full(SourceError):

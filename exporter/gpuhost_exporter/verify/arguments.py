@@ -15,7 +15,13 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--passive", dest="mode", action="store_const", const="passive", help="look, measure nothing")
-    modes.add_argument("--full", dest="mode", action="store_const", const="full", help="10 minutes in place of 2")
+    modes.add_argument(
+        "--full",
+        dest="mode",
+        action="store_const",
+        const="full",
+        help="10 minutes in place of 2, on a host with up to 8 RDMA ports",
+    )
     parser.add_argument(
         "--directory", type=text, metavar="DIR", help="have fio write and read files there, which are removed"
     )

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from types import FrameType
 
 from gpuhost_exporter.app import App
 from gpuhost_exporter.collectors import driver, gpu, inventory
@@ -24,11 +22,13 @@ from gpuhost_exporter.look import look_twice
 from gpuhost_exporter.runner import ERRORS
 from gpuhost_exporter.sources import tools
 from gpuhost_exporter.sources.launcher import Launcher
+from gpuhost_exporter.sources.state import State
 from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.status import RATED, build
 from gpuhost_exporter.table import WIDTH
 from gpuhost_exporter.verdict import unread
 from gpuhost_exporter.verify import fio, gpus, output, passive, wire
+from gpuhost_exporter.verify.ending import Ending
 from gpuhost_exporter.verify.live import Live
 from gpuhost_exporter.verify.measurement import Asked, Measurement, Planned
 from gpuhost_exporter.verify.progress import Progress
@@ -53,34 +53,58 @@ class Options:
 
 
 def verify(settings: Settings, launcher: Launcher, options: Options) -> int:
-    """Print the report and keep it as the host's baseline."""
-    app = App(settings, launcher, accepting=True)
+    """Print the report and keep it as the host's baseline. What begins here is gone at the end, however it ends."""
+    ending, judged = Ending(), False
     try:
-        app.start()
-        _await_driver(app)
-        rates = look_twice(app, _PATIENCE, (*RATED, gpu.THROTTLED))
-        samples = [*app.runner.samples(), *app.own_samples()]
-        latest = Latest(samples)
-        moved = Latest(Sample(spec, labels, value) for (spec, labels), value in rates.items())
-        results = [*passive.check(latest, moved, find_each(latest, moved, app.clock.wall()))]
-        missing = unjudged(latest) or unread(build(samples))
-        if missing and not any(result.verdict == "fail" for result in results):
-            raise ConfigError(f"nothing is judged: {missing}; gpuhost-exporter doctor says why")
-        if options.mode != "passive":
-            live = Live(app, latest)
-            results += _measure(live, _plan(app, live, options), options)
-        state = app.host.state
-        compared = tuple(against(baseline(state.load(STATE_NAME), options.mode), results))
-        run = Run(app.clock.wall(), options.mode, compared)
-        _tell(run, app.host.simulated, options)
-        if options.mode != "passive":
-            state.update(STATE_NAME, partial(keep, run=run, anew=options.new_baseline))
-            state.flush()
-            if not state.writable:
-                print(f"not kept as a baseline: {state.reason}", file=sys.stderr)
-        return 0 if run.accepted else 1
-    finally:
+        with ending, ExitStack() as stack:
+            report = stack.enter_context(_junit(options.junit))
+            with ending.held():
+                app = App(settings, launcher, accepting=True)
+                stack.callback(_close, app, ending)
+            run = _judge(app, options)
+            judged = True
+            # Kept first: minutes of measuring are not lost to a report that cannot be written.
+            _keep(app.host.state, run, options)
+            told = _tell(run, app.host.simulated, options)
+            if report:
+                told = _write(report, run) and told
+            return 1 if not run.accepted else 0 if told else 2
+    except KeyboardInterrupt:
+        if not judged:
+            print("interrupted: nothing is judged or kept, and nothing left behind", file=sys.stderr)
+        raise
+
+
+def _close(app: App, ending: Ending) -> None:
+    with ending.held():
         app.close()
+
+
+def _judge(app: App, options: Options) -> Run:
+    app.start()
+    _await_driver(app)
+    rates = look_twice(app, _PATIENCE, (*RATED, gpu.THROTTLED))
+    samples = [*app.runner.samples(), *app.own_samples()]
+    latest = Latest(samples)
+    moved = Latest(Sample(spec, labels, value) for (spec, labels), value in rates.items())
+    results = [*passive.check(latest, moved, find_each(latest, moved, app.clock.wall()))]
+    missing = unjudged(latest) or unread(build(samples))
+    if missing and not any(result.verdict == "fail" for result in results):
+        raise ConfigError(f"nothing is judged: {missing}; gpuhost-exporter doctor says why")
+    if options.mode != "passive":
+        live = Live(app, latest)
+        results += _measure(live, _plan(app, live, options), options)
+    compared = tuple(against(baseline(app.host.state.load(STATE_NAME), options.mode), results))
+    return Run(app.clock.wall(), options.mode, compared)
+
+
+def _keep(state: State, run: Run, options: Options) -> None:
+    if options.mode == "passive":
+        return
+    state.update(STATE_NAME, partial(keep, run=run, anew=options.new_baseline))
+    state.flush()
+    if not state.writable:
+        print(f"not kept as a baseline: {state.reason}", file=sys.stderr)
 
 
 def unjudged(latest: Latest) -> str:
@@ -147,46 +171,52 @@ def _measure(live: Live, planned: Sequence[Planned], options: Options) -> Iterat
         progress.show()
         live.look()
 
-    with _interruptible():
-        try:
-            for each in planned:
-                if isinstance(each, Result):
-                    yield each
-                else:
-                    progress.begin(each.name, each.seconds)
-                    yield from each.run(waiting)
-        except KeyboardInterrupt:
-            progress.end()
-            print("interrupted: nothing is judged or kept, and nothing left behind", file=sys.stderr)
-            raise
-        finally:
-            progress.end()
+    try:
+        for each in planned:
+            if isinstance(each, Result):
+                yield each
+            else:
+                progress.begin(each.name, each.seconds)
+                yield from each.run(waiting)
+    finally:
+        progress.end()
 
 
-def _tell(run: Run, simulated: str, options: Options) -> None:
-    if options.as_json:
-        print(output.as_json(run, simulated))
-    else:
-        width = shutil.get_terminal_size((WIDTH, 0)).columns  # where it goes to no terminal: as mails have it
-        print(output.page(run, simulated, min(width, WIDTH)), end="")
-    if options.junit:
-        try:
-            tools.write_file(options.junit, output.junit(run, os.uname().nodename))
-        except SourceError as error:
-            raise ConfigError(f"--junit {error}") from error
+def _tell(run: Run, simulated: str, options: Options) -> bool:
+    """Whether it could be told. A reader who has gone away (`| head`) does not change the verdict."""
+    width = shutil.get_terminal_size((WIDTH, 0)).columns  # where it goes to no terminal: as mails have it
+    page = output.as_json(run, simulated) + "\n" if options.as_json else ""
+    try:
+        print(page or output.page(run, simulated, min(width, WIDTH)), end="", flush=True)
+    except BrokenPipeError:
+        tools.discard_output()
+    except OSError as error:
+        print(f"gpuhost-exporter: standard output: {error.strerror}", file=sys.stderr)
+        tools.discard_output()
+        return False
+    return True
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """A request to end, from whomever, takes the same way out as Ctrl-C, which removes what was made."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    # SIGINT too: what a shell starts in the background ignores it.
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+def _junit(path: str | None) -> Iterator[tools.Report | None]:
+    """Begun before anything is measured, so that what cannot be written is said at once. Raises ConfigError."""
+    if path is None:
+        yield None
+        return
     try:
-        yield
+        report = tools.Report(path)
+    except SourceError as error:
+        raise ConfigError(f"--junit {error}") from error
+    try:
+        yield report
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        report.close()
+
+
+def _write(report: tools.Report, run: Run) -> bool:
+    try:
+        report.write(output.junit(run, os.uname().nodename))
+    except SourceError as error:
+        print(f"gpuhost-exporter: --junit {error}", file=sys.stderr)
+        return False
+    return True

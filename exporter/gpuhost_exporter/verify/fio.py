@@ -32,7 +32,7 @@ _JOBS = 8
 _MIB = 1 << 20
 _LEAST = 1 << 30  # bytes in all: less would measure a cache
 _MOST = {"quick": 64 << 30, "full": 512 << 30}
-_SECONDS = {"quick": 20.0, "full": 120.0}
+_SECONDS = {"quick": 15.0, "full": 120.0}
 _DOCUMENT = re.compile(r"^\{$", re.MULTILINE)
 
 

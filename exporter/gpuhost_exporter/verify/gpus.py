@@ -41,7 +41,7 @@ CHECKS = (*(check for check, _ in COPIES.values()), ALL_REDUCE)
 # As NVML counts, and all of them: what the caller's shell or scheduler leaves visible is not the host.
 _IN_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": None}
 _COPY_SECONDS = {"quick": 30.0, "full": 90.0}
-_REDUCE_SECONDS = {"quick": 20.0, "full": 90.0}
+_REDUCE_SECONDS = {"quick": 15.0, "full": 90.0}
 _REDUCE = {"quick": ("-b", "1G", "-e", "4G", "-n", "20"), "full": ("-b", "8", "-e", "8G", "-n", "50")}
 _REDUCE_GPUS = 8  # that the thresholds are for
 _COUNTED_TWICE = 1.05  # of the memory's bandwidth: no copy can move more

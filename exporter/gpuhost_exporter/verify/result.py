@@ -73,13 +73,18 @@ def against(baseline: Baseline, results: Iterable[Result]) -> Iterator[Result]:
 
 
 def keep(data: Data, run: Run, *, anew: bool = False) -> Data:
-    """The state with this run as the last one. What passed is the baseline from now on; with `anew`, nothing older."""
+    """The state with this run as the last one. The best that ever passed is the baseline, for a baseline that went down
+    with each run would never show a slow decay; with `anew`, this run is.
+    """
     stored = data.get("baseline")
     modes = dict(stored) if isinstance(stored, dict) else {}
     figures = {} if anew else {check: dict(devices) for check, devices in baseline(data, run.mode).items()}
     for result in run.results:
-        if result.value is not None and (anew or result.verdict == "pass"):
-            figures.setdefault(result.check, {})[result.device] = result.value
+        if result.value is None or not (anew or result.verdict == "pass"):
+            continue
+        devices = figures.setdefault(result.check, {})
+        best = min if result.unit == "seconds" else max
+        devices[result.device] = best(result.value, devices.get(result.device, result.value))
     return {"format": FORMAT, "last": document(run), "baseline": modes | {run.mode: figures}}
 
 

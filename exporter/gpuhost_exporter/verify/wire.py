@@ -1,6 +1,6 @@
 """What the way to another host delivers: perftest to a peer, and an MPI all-reduce with it.
 
-    $ ib_write_bw -d mlx5_0 -i 1 -F -D 5 -f 1 --report_gbits PEER                3 of 5 seconds count
+    $ ib_write_bw -d mlx5_0 -i 1 -F -D 3 -f 1 --report_gbits PEER              1 of 3 seconds counts
      #bytes     #iterations    BW peak[Gb/sec]    BW average[Gb/sec]   MsgRate[Mpps]
      65536      2242290          0.00               391.87               0.747431
     $ ib_write_lat -d mlx5_0 -i 1 -F PEER                 -F: also while idle processors' clocks differ
@@ -35,7 +35,10 @@ BANDWIDTH, LATENCY, ALL_REDUCE = "RDMA write", "RDMA write latency", "MPI all-re
 CHECKS = (BANDWIDTH, LATENCY, ALL_REDUCE)
 _PROGRAMS = {BANDWIDTH: "ib_write_bw", LATENCY: "ib_write_lat"}
 _SETTING_UP = 10.0  # seconds that connecting and starting ranks may well take
-_BANDWIDTH_SECONDS = {"quick": 5, "full": 20}
+_BANDWIDTH_SECONDS = {"quick": 24, "full": 160}  # of all ports together
+_LEAST_SECONDS, _MOST_SECONDS = 3, 20  # of one: perftest leaves out the first and the last
+_CONNECTING = 0.75
+_REDUCING = 8.0
 _NOBODY = ("Couldn't connect", "Unable to init the socket connection")  # also of a name that nobody knows
 _PATIENCE = 5.0
 _LOOK_SECONDS = 0.3
@@ -59,22 +62,23 @@ def plan(asked: Asked, latest: Latest, mode: Mode) -> list[Planned]:
     ports = [labels for labels, up in latest.rows(rdma.UP).items() if up]
     planned: list[Planned] = []
     peer = _Peer(asked.peer or "", _PATIENCE)
+    share = _BANDWIDTH_SECONDS[mode] // max(1, len(ports))
     for check, program in _PROGRAMS.items():
         why = _obstacle(asked, program) or ("" if ports else "no RDMA port is up")
         if why:
             planned.append(Result(check, "", "skipped", why=why))
             continue
         for device, port in ports:
-            lasts = _BANDWIDTH_SECONDS[mode] if check == BANDWIDTH else 0
+            lasts = max(_LEAST_SECONDS, min(_MOST_SECONDS, share)) if check == BANDWIDTH else 0
             run = partial(_perftest, latest, peer, check, device, port, lasts)
-            planned.append(Measurement(f"{program} {device}", lasts + 2.0, run))
+            planned.append(Measurement(f"{program} {device}", lasts + _CONNECTING, run))
     why = _obstacle(asked, "mpirun")
     if not why and not tools.has_module("mpi4py"):
         why = "mpi4py is not installed: pip install 'gpuhost-exporter[mpi]'"
     if why:
         planned.append(Result(ALL_REDUCE, "", "skipped", why=why))
     else:
-        planned.append(Measurement("allreduce", _SETTING_UP, partial(_all_reduce, latest, asked)))
+        planned.append(Measurement("allreduce", _REDUCING, partial(_all_reduce, latest, asked)))
     return planned
 
 
