@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import pynvml
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.sim import catalogue, control, scenario
 from gpuhost_exporter.sim.nvml import SimNvml
+from gpuhost_exporter.sim.scenario import Fault
 from gpuhost_exporter.sim.timeline import Timeline
 
 ACTIVITIES = {"work": {"host": {}, "gpu": {"sm": 0.5, "power": 0.5}}}
@@ -247,6 +249,46 @@ def test_the_library_names_the_holders_that_were_set(tmp_path):
         for index in range(3)
     ]
     assert held == [[4242], [], [4713]]
+
+
+@pytest.mark.parametrize(("error", "open_ones"), [(18, 18), (4, None), (0, None)], ids=["mismatch", "denied", "no GPU"])
+def test_a_driver_fails_for_who_opens_it_and_with_a_mismatch_for_who_has_it_open(tmp_path, error, open_ones):
+    path, clock = str(tmp_path / "control.json"), FakeClock()
+    control.create(path, "h100x8", "steady", clock)
+    before, after = SimNvml(path, clock), SimNvml(path, clock)
+    before.nvmlInit()
+    handle = before.nvmlDeviceGetHandleByIndex(3)
+    clock.at += 10
+    control.change(path, [], clock, [Fault("driver_fails", 5.0, until=20.0, code=error)])
+    assert told(before.nvmlDeviceGetPowerUsage, handle) is None, "not yet"
+    clock.at += 5
+    assert told(before.nvmlDeviceGetPowerUsage, handle) == open_ones
+    assert told(after.nvmlInit) == (error or None)
+    if not error:
+        assert after.nvmlDeviceGetCount() == 0
+    clock.at += 15
+    assert told(before.nvmlDeviceGetPowerUsage, handle) is None
+    after.nvmlInit()
+    assert after.nvmlDeviceGetCount() == 8
+
+
+def told(call, *arguments):
+    """The error that a call raises, None where it answers."""
+    try:
+        call(*arguments)
+    except pynvml.NVMLError as error:
+        return error.value
+    return None
+
+
+def test_a_broken_fault_of_a_segment_is_named(tmp_path):
+    path = tmp_path / "control.json"
+    control.create(str(path), "h100x8", "steady", FakeClock())
+    document = json.loads(path.read_text())
+    document["segments"][0]["faults"] = [{"kind": "driver_flies", "at": 0}]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="unknown fault 'driver_flies'"):
+        control.load(str(path))
 
 
 @pytest.mark.parametrize(

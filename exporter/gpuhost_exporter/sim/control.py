@@ -5,6 +5,8 @@
 
 A switch appends a segment, so that counters go on from where they stood. A segment may say otherwise of single GPUs:
     {"scenario": "steady", "started_at": 5080.5, "gpus": [{"gpu": 0, "pids": [4242], "levels": {"graphics": 0.01}}]}
+and have faults beside the scenario's, each as in a scenario's file:
+    {"scenario": "steady", "started_at": 5080.5, "faults": [{"kind": "driver_fails", "at": 0, "code": 18}]}
 With real roots only the GPUs are simulated: /proc and /sys are the machine's own, and so are the processes.
 """
 
@@ -21,7 +23,7 @@ from gpuhost_exporter.clock import Clock
 from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.sim import catalogue, scenario
 from gpuhost_exporter.sim.parts import identifier
-from gpuhost_exporter.sim.scenario import GpuLevels
+from gpuhost_exporter.sim.scenario import Fault, GpuLevels
 
 DEFAULT_SCENARIO = "steady"
 
@@ -40,6 +42,7 @@ class Segment:
     scenario: str
     started_at: float  # Clock.now()
     gpus: tuple[GpuChange, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +112,13 @@ def switch(path: str, scenario: str, clock: Clock) -> Control:
     return control
 
 
-def change(path: str, gpus: Sequence[GpuChange], clock: Clock) -> Control:
-    """Set what single GPUs do and who holds them from now on, in place of what was set before."""
+def change(path: str, gpus: Sequence[GpuChange], clock: Clock, faults: Sequence[Fault] = ()) -> Control:
+    """Set what single GPUs do and who holds them from now on, and what is wrong beside what the scenario says, in
+    place of what was set before."""
     control = load(path)
     at = control.started_at + control.elapsed(clock.now())
-    control = replace(control, segments=(*control.segments, Segment(control.segments[-1].scenario, at, tuple(gpus))))
+    changed = Segment(control.segments[-1].scenario, at, tuple(gpus), tuple(faults))
+    control = replace(control, segments=(*control.segments, changed))
     _write(path, control)
     return control
 
@@ -145,6 +150,7 @@ def _control(document: object) -> Control:
                 _text(segment["scenario"]),
                 _number(segment["started_at"]),
                 tuple(_change(each) for each in segment.get("gpus", ())),
+                tuple(_fault(each) for each in segment.get("faults", ())),
             )
             for segment in document["segments"]
         )
@@ -177,6 +183,11 @@ def _change(document: Mapping[str, Any]) -> GpuChange:
         None if pids is None else tuple(int(_number(pid)) for pid in pids),
         {name: _number(level) for name, level in levels.items()},
     )
+
+
+def _fault(document: Mapping[str, Any]) -> Fault:
+    # No end is written as Infinity.
+    return scenario.fault("of the segment", {key: value for key, value in document.items() if value != math.inf})
 
 
 def _text(value: object) -> str:

@@ -43,7 +43,7 @@ class SimNvml(EventCalls, FieldCalls, LinkCalls, ProfilingCalls):
 
     def nvmlDeviceGetCount(self) -> int:
         self._initialised()
-        return len(self._host.gpus)
+        return 0 if self._driver_fails() == 0 else len(self._host.gpus)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Any:
         self._initialised()

@@ -20,6 +20,7 @@ from gpuhost_exporter.sim.hosts import Driver, Gpu, GpuModel, HostSpec, MigInsta
 from gpuhost_exporter.sim.scenario import Fault, FaultKind
 from gpuhost_exporter.sim.timeline import GpuMoment, Timeline
 
+_MISMATCH = 18  # the driver is another than the library's: it concerns whoever has it open, too
 _GPU_ADDRESS = 0x7F10_0000_0000
 _MIG_ADDRESS = 0x7F20_0000_0000
 _STATE_SECONDS = 0.1  # a GPU's state is computed at most so often
@@ -88,6 +89,9 @@ class Library:
     def nvmlInitWithFlags(self, _flags: int) -> None:
         if self._host.driver is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+        error = self._driver_fails()
+        if error:
+            raise pynvml.NVMLError(error)
         self._references += 1
 
     def nvmlInit(self) -> None:
@@ -115,6 +119,12 @@ class Library:
     def _initialised(self) -> None:
         if not self._references:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_UNINITIALIZED)
+
+    def _driver_fails(self) -> int | None:
+        """The error with which the library is not to be opened now, 0 where it finds no GPU, None where all is well."""
+        elapsed = self._elapsed()  # may replace the timeline
+        fault = self._timeline.active("driver_fails", elapsed)
+        return fault.code if fault else None
 
     def _elapsed(self) -> float:
         now = self._clock.now()
@@ -212,7 +222,7 @@ class Library:
             dead_links=frozenset(link for fault in own if fault.kind == "link_down" for link in fault.links),
             link_errors=self._timeline.link_errors(gpu.index, elapsed),
             fabric=fabric if self._host.fabric else 0,
-            error=refusal(own),
+            error=refusal(own) or (_MISMATCH if _code_of(faults, "driver_fails") == _MISMATCH else 0),
             hangs=any(fault.kind == "call_hangs" for fault in own),
             clock_limit_mhz=_code_of(own, "clocks_locked") or self._model.sm_clock_mhz,
             power_limit_watts=_code_of(own, "power_limit_lowered") or self._model.limit_watts,

@@ -120,6 +120,7 @@ FaultKind = Literal[
     "drive_hangs",  # its controller answers no admin command
     "clocks_locked",
     "power_limit_lowered",
+    "driver_fails",  # who opens the library gets NVML's error, with code 0 no GPUs; with 18 every call fails, too
 ]
 _FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
@@ -135,7 +136,7 @@ class Fault:
     drive: int = 0  # drive_pulled, drive_hangs: its place among the host's
     links: tuple[int, ...] = ()
     per_second: float = 0.0  # link_errors
-    code: int = 0  # xid, sxid; fabric: NVML's state; clocks_locked: MHz; power_limit_lowered: watts
+    code: int = 0  # xid, sxid; fabric: NVML's state; clocks_locked: MHz; power_limit_lowered: watts; driver_fails
     event: bool = False  # xid: NVML delivers it too
     text: str = ""  # xid, sxid: the kernel log's words after the number
 
@@ -226,7 +227,7 @@ def parse(name: str, text: str, known: Mapping[str, Mapping[str, Mapping[str, fl
         name=name,
         description=str(document.get("description", "")),
         phases=tuple(phases),
-        faults=tuple(_fault(name, table) for table in _tables(name, document, "fault")),
+        faults=tuple(fault(name, table) for table in _tables(name, document, "fault")),
         stops=stops,
     )
 
@@ -298,7 +299,8 @@ def _forever(phase: Phase) -> Phase:
     return Phase(math.inf, phase.host, phase.gpu, phase.others, phase.wobble, phase.period)
 
 
-def _fault(name: str, table: dict[str, object]) -> Fault:
+def fault(name: str, table: dict[str, object]) -> Fault:
+    """A fault's table of a scenario file, or of a control file's segment."""
     _keys(name, table, {"kind", "at", "until", "gpu", "drive", "links", "per_second", "code", "event", "text"})
     kind = next((known for known in _FAULT_KINDS if known == table.get("kind")), None)
     if kind is None:

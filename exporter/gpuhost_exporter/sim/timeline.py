@@ -221,7 +221,7 @@ class Timeline:
                 gpu=fault.gpu % max(1, count),
                 drive=fault.drive % max(1, len(self.host.drives)),
             )
-            for fault in scenario.load(name).faults
+            for fault in (*scenario.load(name).faults, *self.control.segments[segment].faults)
             if start + fault.at < end and _concerns(self.host, fault)
         )
         self._log.extend(faults)
