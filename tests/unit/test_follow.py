@@ -284,7 +284,9 @@ def test_only_the_followed_are_looked_at_and_nothing_that_holds_them_up(disk):
             time.sleep(0.1)
         opened = [path.split("/")[2:] for path in json.loads(reader.communicate(timeout=10)[0])]
     followed = {str(worker.pid), str(child)}
-    assert {path[0] for path in opened if path and path[0].isdecimal()} == followed
+    of_the_host = [path for path in opened if path[:1] == ["1"]]
+    assert {tuple(path) for path in of_the_host} == {("1", "mountinfo")}, "which device is mounted where"
+    assert {path[0] for path in opened if path and path[0].isdecimal()} == followed | {"1"}
     assert [] not in opened, "all of /proc was listed"
     files = {path[-1] for path in opened if path[0] in followed}
     assert not files & {"cmdline", "smaps", "smaps_rollup", "maps", "status", "exe"}
