@@ -95,7 +95,7 @@ class App:
                 into = _FAULTS_SECONDS if accepting else 0.0
                 simulation = self._simulate(settings.simulate, settings.simulate_control, into)
                 if simulation.folder:
-                    root = Root.below(simulation.folder)
+                    root = replace(Root.below(simulation.folder), stamped=True)
                 arguments = {"simulate": simulation.control}
             nvml = NvmlClient(self.launcher, self.clock, arguments, timeout=settings.nvml_call_timeout)
             storage = None if settings.simulate and not settings.storage_path else settings.storage_path

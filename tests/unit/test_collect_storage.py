@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -155,8 +157,8 @@ class Bench:
         self.counters = {}
         self.collector = StorageCollector(self.host)
 
-    def go(self, seconds, **rates):
-        """Each device's (bytes/s read, queue, busy); requests of 256 KiB."""
+    def go(self, seconds, written=None, **rates):
+        """Each device's (bytes/s read, queue, busy); requests of 256 KiB. `written`: when the file says it was."""
         got = {}
         for _ in range(seconds):
             for name, (read, queue, busy) in rates.items():
@@ -171,6 +173,8 @@ class Bench:
                     fields[field] += round(change)
             lines = [f"259 0 {name} {' '.join(map(str, fields))}\n" for name, fields in self.counters.items()]
             (self.folder / "proc/diskstats").write_text("".join(lines))
+            if written is not None:
+                os.utime(self.folder / "proc/diskstats", (written, written))
             self.now += 1
             got = values(self.collector.poll(self.now))
         return got
@@ -187,6 +191,29 @@ def test_the_member_that_an_array_waits_for_is_named_with_what_the_array_deliver
     assert got["storage_member_limited_seconds_total", "md0", "nvme1n1"] == seconds
     assert got["storage_member_limited_seconds_total", "md0", "nvme0n1"] == 0
     assert ("storage_limited_seconds_total", "nvme0n1", "array") not in got
+
+
+def test_a_simulator_that_writes_late_changes_no_rate(tmp_path):
+    """Its file was true when it was written: each window here is 1 s of the simulation, and 0.7 or 1.3 s of ours."""
+    bench = Bench(tmp_path, nvme(0))
+    bench.host.root = replace(bench.host.root, stamped=True)
+    for number in range(12):
+        bench.now = 1000 + number + 0.3 * (number % 2)
+        got = bench.go(1, written=1000.0 + number, nvme0n1=(5e9, 20, 1.0))
+    seconds = got["storage_saturated_seconds_total", "nvme0n1", "read"]
+    assert seconds == pytest.approx(10, abs=1.1)
+    assert got["storage_saturated_bytes_total", "nvme0n1", "read"] / seconds == pytest.approx(5e9, rel=0.001)
+
+
+def test_a_file_that_was_not_written_meanwhile_is_no_idle_second(tmp_path):
+    bench = Bench(tmp_path, nvme(0))
+    bench.host.root = replace(bench.host.root, stamped=True)
+    for number in range(12):
+        got = bench.go(1, written=1000.0 + number, nvme0n1=(5e9, 20, 1.0))
+        bench.now += 0.6
+        got = values(bench.collector.poll(bench.now))
+        bench.now -= 0.6
+    assert got["storage_limited_seconds_total", "nvme0n1", "array"] == pytest.approx(10, abs=1.1)
 
 
 def test_a_drive_alone_has_no_members(tmp_path):

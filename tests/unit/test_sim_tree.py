@@ -459,3 +459,10 @@ def test_a_congested_network_pauses_the_gpus_ports_and_times_out(simulate: Calla
     assert (after[2] or 0) - (loud[2] or 0) > 1e6
     front = [at(seconds, "eno1np0", "mlx5_8") for seconds in (20.0, 120.0)]
     assert front[0] == front[1]
+
+
+def test_a_moving_file_says_which_moment_it_tells_of(simulate):
+    """However late it is written: the file's time is on the simulation's clock."""
+    host = simulate("h100x8", "array-slow")
+    for seconds in (25.0, 26.4):
+        assert os.stat(host.at(seconds).folder / "proc/diskstats").st_mtime == 5000.0 + seconds

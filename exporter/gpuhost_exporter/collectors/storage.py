@@ -92,8 +92,7 @@ class StorageCollector(Collector):
         self._found_at = self._aimed_at = self._settled_at = float("-inf")
 
     def poll(self, now: float) -> Iterator[Sample]:
-        stats = block.stats(self.host.root)
-        at = self.host.clock.now()
+        stats = block.stats(self.host.root, self.host.clock)
         if stats.lines.keys() != self._listed:  # a drive or an array came or left
             self._listed, self._settled_at = frozenset(stats.lines), now + _SETTLING_SECONDS
         if now <= self._settled_at or now - self._found_at >= _LAYOUT_SECONDS:
@@ -104,7 +103,7 @@ class StorageCollector(Collector):
             if not volume.synchronizing and all(member in counters for member in volume.members):
                 members = {member: counters[member] for member in volume.members}
                 own = None if volume.striped else counters.get(volume.name)
-                fold.add(Reading(at, members, own, cache))
+                fold.add(Reading(stats.at, members, own, cache))
             yield from _samples(volume, fold)
         yield from self._targets
 

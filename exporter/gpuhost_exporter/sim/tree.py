@@ -40,7 +40,8 @@ class Tree:
             self._control = current
             self._timeline = Timeline(current)
         timeline, files = self._timeline, self._files
-        seconds = current.elapsed(self._clock.now())
+        files.at = self._clock.now()
+        seconds = current.elapsed(files.at)
         if not self._fixed:
             files.put_all("proc", tree_proc.fixed(timeline.host, current.boot_id))
             files.put("proc/self/mountinfo", mounts.mountinfo(timeline.host))

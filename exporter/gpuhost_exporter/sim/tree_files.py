@@ -1,4 +1,5 @@
-"""Writing a simulated tree: every file appears whole, and only when its text has changed.
+"""Writing a simulated tree: every file appears whole, and only when its text has changed. Its modification time is
+the moment that it tells of, on the simulation's clock: who divides by time reads both at once, however late it is.
 
 The folder belongs on a tmpfs: disk file systems flush a file that replaces another one, a hundred times a second here.
 """
@@ -12,6 +13,7 @@ import shutil
 
 class Files:
     def __init__(self, folder: str) -> None:
+        self.at = 0.0  # the moment that the next files tell of
         self._folder = folder
         self._texts: dict[str, str] = {}
         os.makedirs(folder, exist_ok=True)
@@ -32,6 +34,8 @@ class Files:
         descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             os.write(descriptor, whole.encode())
+            moment = int(self.at * 1e9)
+            os.utime(descriptor, ns=(moment, moment))
         finally:
             os.close(descriptor)
         os.replace(self._temporary, self.path(name))

@@ -22,8 +22,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 
+from gpuhost_exporter.clock import Clock
 from gpuhost_exporter.errors import Malformed, SourceError
-from gpuhost_exporter.sources.files import Root, names, optional_number, optional_text, read_count, read_text
+from gpuhost_exporter.sources.files import (
+    Root,
+    names,
+    optional_number,
+    optional_text,
+    read_count,
+    read_dated,
+    read_text,
+)
 
 SECTOR_BYTES = 512
 
@@ -94,6 +103,7 @@ class BlockDevice:
 class Stats:
     """The words behind each device's name, partitions included, at one moment."""
 
+    at: float
     lines: Mapping[str, list[str]]
 
     def counters(self, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Fields]]:
@@ -127,8 +137,9 @@ def read(root: Root) -> tuple[tuple[Disk, ...], dict[str, SourceError]]:
     return tuple(disks), faults
 
 
-def stats(root: Root) -> Stats:
-    return Stats(split_diskstats(read_text(f"{root.proc}/diskstats")))
+def stats(root: Root, clock: Clock) -> Stats:
+    text, at = read_dated(root, f"{root.proc}/diskstats", clock)
+    return Stats(at, split_diskstats(text))
 
 
 def drives(root: Root) -> dict[str, tuple[str, ...]]:

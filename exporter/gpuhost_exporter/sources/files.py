@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from gpuhost_exporter.clock import Clock
 from gpuhost_exporter.errors import Absent, Denied, Gone, Malformed, SourceError, Transient, Unsupported
 
 LIMIT = 1 << 20
@@ -37,12 +38,16 @@ def source_error(path: str, error: OSError) -> SourceError:
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """Where the host's trees are: `--path.procfs`, `--path.sysfs`, /dev, and what is above /run and /var."""
+    """Where the host's trees are: `--path.procfs`, `--path.sysfs`, /dev, and what is above /run and /var.
+
+    `stamped`: a file was true when it was written, on the exporter's clock, as a simulated host's are.
+    """
 
     proc: str = "/proc"
     sys: str = "/sys"
     dev: str = "/dev"
     top: str = ""
+    stamped: bool = False
 
     @classmethod
     def below(cls, folder: str) -> Root:
@@ -58,6 +63,20 @@ def _opened(path: str) -> int:
 
 def read_text(path: str) -> str:
     """The file's text without surrounding white space, at most LIMIT bytes."""
+    return _read(path)[0]
+
+
+def read_dated(root: Root, path: str, clock: Clock) -> tuple[str, float]:
+    """The file's text and when it was true: now, unless its tree says when.
+
+    A simulator that waits for a processor writes late: counters that are divided by time must not be taken for new.
+    """
+    text, written = _read(path, stamped=root.stamped)
+    return text, clock.now() if written is None else written
+
+
+def _read(path: str, *, stamped: bool = False) -> tuple[str, float | None]:
+    """The text, and when the file was written where that is asked."""
     try:
         descriptor = _opened(path)
         try:
@@ -67,11 +86,12 @@ def read_text(path: str) -> str:
                 text += block
                 if len(text) > LIMIT:
                     raise Malformed(f"{path}: longer than {LIMIT} bytes")
+            written = os.fstat(descriptor).st_mtime_ns / 1e9 if stamped else None
         finally:
             os.close(descriptor)
     except OSError as error:
         raise source_error(path, error) from error
-    return text.decode("utf-8", "replace").strip()
+    return text.decode("utf-8", "replace").strip(), written
 
 
 def read_start(path: str) -> str:
