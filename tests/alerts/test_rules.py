@@ -15,8 +15,8 @@ from gpuhost_exporter.targets import Targets, read_data
 _LABEL = re.compile(r"\$labels\.(\w+)")
 _OF_RESULT = re.compile(r"\.Labels\.(\w+)")
 _SEVERITIES = {"page", "ticket", "info"}
-# They speak when the host says nothing, or nothing true: no boot time to wait for.
-_WITHOUT_GATE = {"GpuhostExporterDown", "GpuhostHostVanished", "GpuhostSimulatedData"}
+# They speak when the host says nothing, or nothing true: no boot time to wait for. Or they page nobody.
+_WITHOUT_GATE = {"GpuhostExporterDown", "GpuhostHostVanished", "GpuhostSimulatedData", "GpuhostJobHostBroken"}
 BASE = "https://gpuhost.example"
 
 
@@ -161,6 +161,10 @@ def test_an_expression_that_cannot_work_is_noticed(expr, message):
         ('label_replace(gpuhost_gpus_on_bus, "part", "fan", "", "")', {"part"}),
         ("time() - gpuhost_boot_time_seconds", set()),
         ("rate(gpuhost_nvlink_bytes_total[5m])", {"gpu", "link", "direction"}),
+        (
+            "gpuhost_gpus_on_bus * on (instance) group_left () topk by (instance) (1, gpuhost_boot_time_seconds)",
+            set(),
+        ),
     ],
 )
 def test_labels_are_told_as_prometheus_makes_them(expr, labels):
