@@ -83,6 +83,15 @@ def test_no_alert_holds_a_figure_of_the_guide_or_of_a_product():
     assert held == {}
 
 
+def test_the_readme_counts_the_alerts_and_those_with_a_figure_of_their_own():
+    with open(f"{ALERTS}/README.md", encoding="utf-8") as file:
+        text = file.read()
+    assert re.search(r"^(\d+) alerts and", text, re.MULTILINE)[1] == str(len(alerts()))
+    assert re.search(r"(\d+) alerts hold a figure", text)[1] == str(
+        sum(bool(set(numbers(rule)) - {0, 1}) for rule in alerts())
+    )
+
+
 @of(*alerts())
 def test_an_alert_has_all_that_somebody_woken_needs(rule):
     body = rule.body
