@@ -76,12 +76,13 @@ def named(value):
 
 
 @pytest.mark.parametrize("rule", CONFIG["inhibit_rules"], ids=lambda rule: str(rule["source_matchers"])[:60])
-def test_inhibition_names_alerts_that_exist_and_stays_on_one_host(rule):
-    assert {"cluster", "instance"} <= set(rule["equal"])
+def test_inhibition_names_alerts_that_exist_and_stays_on_one_host_or_job(rule):
+    assert "cluster" in rule["equal"]
+    assert ("instance" in rule["equal"]) != ("exported_job" in rule["equal"])
     for side in ("source_matchers", "target_matchers"):
         for text in rule[side]:
             label, _, value = _MATCHER.fullmatch(text).groups()
-            assert label in ("alertname", "component", "gpu")
+            assert label in ("alertname", "component", "gpu", "collector", "kind", "exported_job")
             if label == "alertname":
                 assert all(named(each) for each in value.split("|"))
             if label == "component":
@@ -102,6 +103,7 @@ def test_inhibition_names_alerts_that_exist_and_stays_on_one_host(rule):
 # (cause, consequence) that need not come in that order, and why.
 _LATER = {
     ("GpuhostCheckpointStalled", "GpuhostCheckpointOverdue"): "overdue is what trains on, and stalls later",
+    ("GpuhostStoragePoor", "GpuhostCheckpointOverdue"): "that waits for three intervals before it is pending",
     ("GpuhostJobHung", "GpuhostJobOOMKilled"): "the killed process is what the others then wait for",
     ("GpuhostRDMAPortMissing", "GpuhostRDMATimeouts"): "a port that is gone counts no timeouts",
     ("GpuhostRDMAPortMissing", "GpuhostRDMACompletionErrors"): "nor errors",
@@ -122,6 +124,112 @@ def test_a_cause_fires_before_its_consequences_are_told_of():
                 if waits[cause] > waits[consequence] + seconds(CONFIG["route"]["group_wait"]):
                     late.add((cause, consequence))
     assert late == set(_LATER)
+
+
+def firing(text, instance="gpu-7", job="slurm:1", **more):
+    """`Alert Alert:label=value ...` as Alertmanager has them; those that know their job carry it."""
+    found = []
+    for word in text.split():
+        name, *labels = word.split(":")
+        alert = next(alert for alert in alerts() if alert.name == f"Gpuhost{name}")
+        own = {"alertname": alert.name, "instance": instance, **alert.body["labels"], **more}
+        if "exported_job" in labels_of(alert.expr, metric).labels:
+            own["exported_job"] = job
+        found.append(own | dict(label.split("=") for label in labels))
+    return found
+
+
+def holds(entry, alert):
+    tried = {
+        "=": str.__eq__,
+        "!=": str.__ne__,
+        "=~": lambda a, b: re.fullmatch(b, a),
+        "!~": lambda a, b: not re.fullmatch(b, a),
+    }
+    return all(
+        tried[how](alert.get(name, ""), value)
+        for name, how, value in (_MATCHER.fullmatch(text).groups() for text in entry)
+    )
+
+
+def messages(told):
+    """Who is told of what, each message once: (receiver, labels grouped by) -> alerts, without what is inhibited."""
+    found = {}
+    for alert in told:
+        inhibited = any(
+            holds(rule["target_matchers"], alert)
+            and holds(rule["source_matchers"], source)
+            and all(source.get(name, "") == alert.get(name, "") for name in rule["equal"])
+            for rule in CONFIG["inhibit_rules"]
+            for source in told
+            if source is not alert
+        )
+        route = next((route for route in CONFIG["route"]["routes"] if holds(route["matchers"], alert)), CONFIG["route"])
+        if not inhibited and route["receiver"] != "nowhere":
+            by = route.get("group_by", CONFIG["route"]["group_by"])
+            key = (route["receiver"], *(alert.get(name, "") for name in by))
+            found.setdefault(key, set()).add(alert["alertname"].removeprefix("Gpuhost"))
+    return found
+
+
+_OF_THE_DRIVER = " ".join(
+    [
+        *(f"CollectorDown:collector={name}" for name in ("gpu", "gpu_health", "nvlink", "fabric", "xid")),
+        *(f"InventoryUnreadable:kind={kind}" for kind in ("gpus", "links")),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("cause", "consequences"),
+    [
+        ("StoragePoor", "CheckpointStalled CheckpointOverdue CheckpointShareHigh"),
+        ("CheckpointDoesNotFit", "CheckpointStalled CheckpointOverdue"),
+        ("NVLinkBelowTarget:gpu=3", "JobHung"),
+        ("NVLinkFallback:gpu=3", "JobHung NVLinkBelowTarget:gpu=3"),
+        ("GPUMemoryUncorrected:gpu=3", "JobHung"),
+        ("GPURecoveryAction:gpu=3", "JobHung"),
+        ("FabricManagerDown", "JobHung NVLinkBelowTarget:gpu=3 DeviceCountLow:kind=links"),
+        ("RDMATimeouts:device=mlx5_0", "JobHung"),
+        ("RDMACompletionErrors:device=mlx5_0", "JobHung RDMATimeouts:device=mlx5_0"),
+        ("RDMAPortMissing:device=mlx5_0", "JobHung RDMAPortCountLow:kind=ports"),
+        ("ArrayBroken:device=md0", "DriveFailing:device=nvme1 CheckpointStalled"),
+        ("GPUMissing", "GPUCountLow:kind=gpus"),
+        ("DriverMismatch", _OF_THE_DRIVER),
+    ],
+)
+def test_one_cause_is_one_message(cause, consequences):
+    told = messages(firing(f"{cause} {consequences}"))
+    assert list(told.values()) == [{cause.partition(":")[0]}]
+    for word in consequences.split():
+        (alone,) = messages(firing(word)).values()
+        assert alone == {word.partition(":")[0]}
+
+
+def test_a_driver_mismatch_hides_nothing_of_drives():
+    told = messages(firing("DriverMismatch CollectorDown:collector=nvme InventoryUnreadable:kind=drives"))
+    assert set().union(*told.values()) == {"DriverMismatch", "CollectorDown", "InventoryUnreadable"}
+
+
+_OF_A_JOB = "JobHung RDMATimeouts:device=mlx5_0 RDMACompletionErrors:device=mlx5_1 CheckpointOverdue"
+
+
+@pytest.mark.parametrize("cause", ["ExporterDown", "GPULost:gpu=3"])
+def test_a_host_that_breaks_a_job_of_sixteen_is_one_page(cause):
+    survivors = [alert for number in range(15) for alert in firing(_OF_A_JOB, instance=f"gpu-1{number}")]
+    told = messages(firing(f"{cause} JobHostBroken") + survivors)
+    assert told == {("page", "", "gpu-7"): {cause.partition(":")[0]}}
+
+
+def test_another_job_is_told_of_all_the_same():
+    other = firing("JobHung", instance="gpu-9", job="slurm:2") + firing("RDMATimeouts:device=mlx5_0", "gpu-8", "")
+    told = messages(firing("ExporterDown JobHostBroken") + other)
+    assert set().union(*told.values()) == {"ExporterDown", "JobHung", "RDMATimeouts"}
+
+
+def test_what_befalls_a_job_on_sixteen_hosts_is_one_page():
+    told = messages([alert for number in range(16) for alert in firing("RDMATimeouts:device=mlx5_0", f"gpu-{number}")])
+    assert told == {("page", "", "GpuhostRDMATimeouts"): {"RDMATimeouts"}}
 
 
 def test_pages_and_tickets_go_somewhere_and_info_nowhere():

@@ -15,8 +15,8 @@ from gpuhost_exporter.targets import Targets, read_data
 _LABEL = re.compile(r"\$labels\.(\w+)")
 _OF_RESULT = re.compile(r"\.Labels\.(\w+)")
 _SEVERITIES = {"page", "ticket", "info"}
-# They speak when the host says nothing, or nothing true: no boot time to wait for.
-_WITHOUT_GATE = {"GpuhostExporterDown", "GpuhostHostVanished", "GpuhostSimulatedData"}
+# They speak when the host says nothing, or nothing true: no boot time to wait for. Or they page nobody.
+_WITHOUT_GATE = {"GpuhostExporterDown", "GpuhostHostVanished", "GpuhostSimulatedData", "GpuhostJobHostBroken"}
 BASE = "https://gpuhost.example"
 
 
@@ -81,6 +81,15 @@ def test_no_alert_holds_a_figure_of_the_guide_or_of_a_product():
         figures |= {product.nvlink_bandwidth_bytes_per_second, product.memory_bandwidth_bytes_per_second}
     held = {rule.name: sorted(figures & set(numbers(rule))) for rule in rules() if figures & set(numbers(rule))}
     assert held == {}
+
+
+def test_the_readme_counts_the_alerts_and_those_with_a_figure_of_their_own():
+    with open(f"{ALERTS}/README.md", encoding="utf-8") as file:
+        text = file.read()
+    assert re.search(r"^(\d+) alerts and", text, re.MULTILINE)[1] == str(len(alerts()))
+    assert re.search(r"(\d+) alerts hold a figure", text)[1] == str(
+        sum(bool(set(numbers(rule)) - {0, 1}) for rule in alerts())
+    )
 
 
 @of(*alerts())
@@ -161,6 +170,10 @@ def test_an_expression_that_cannot_work_is_noticed(expr, message):
         ('label_replace(gpuhost_gpus_on_bus, "part", "fan", "", "")', {"part"}),
         ("time() - gpuhost_boot_time_seconds", set()),
         ("rate(gpuhost_nvlink_bytes_total[5m])", {"gpu", "link", "direction"}),
+        (
+            "gpuhost_gpus_on_bus * on (instance) group_left () topk by (instance) (1, gpuhost_boot_time_seconds)",
+            set(),
+        ),
     ],
 )
 def test_labels_are_told_as_prometheus_makes_them(expr, labels):

@@ -15,6 +15,7 @@ from support.daemon import Daemon, descendants, select, value
 from support.simulated import arguments
 
 from gpuhost_exporter.clock import SystemClock
+from gpuhost_exporter.collectors.xid import AT_ZERO
 from gpuhost_exporter.sim import control
 from gpuhost_exporter.sim.scenario import Fault
 
@@ -56,6 +57,7 @@ def all_gpus_read(series):
     return all(gpus_with(series, name) == GPUS for name in PER_GPU)
 
 
+@pytest.mark.timeout(300)
 def test_a_lost_gpu_costs_its_own_series_and_nothing_else(start):
     daemon = start("gpu-lost", elapsed=10.0)
     daemon.wait_until(all_gpus_read, 15)
@@ -72,7 +74,9 @@ def test_a_lost_gpu_costs_its_own_series_and_nothing_else(start):
     assert value(series, "gpuhost_gpu_state", gpu="3", state="lost") == 1
     assert value(series, "gpuhost_collector_up", collector="gpu") == 1
     assert value(series, "gpuhost_gpus_expected") in (8, None)
-    series = daemon.wait_until(lambda seen: value(seen, "gpuhost_xid_errors_total", gpu="3", xid="79") == 1)
+    series = daemon.wait_until(
+        lambda seen: value(seen, "gpuhost_xid_errors_total", gpu="3", xid="79") == 1, AT_ZERO + 60
+    )
     assert value(series, "gpuhost_xid_events_total", gpu="3", severity="critical") == 1
     assert sum(select(series, "gpuhost_xid_events_total", severity="critical").values()) == 1
     daemon.wait_until(lambda seen: value(seen, "gpuhost_inventory_missing", kind="gpus") == 1)
@@ -219,17 +223,20 @@ def test_locked_clocks_and_a_lowered_power_limit_show_on_their_gpus_only(start):
     assert b"clocks are locked" in daemon.get("/")[1]
 
 
+@pytest.mark.timeout(400)
 def test_an_event_is_counted_once_across_restarts(start, tmp_path):
-    daemon = start("xid-79", f"--storage.path={tmp_path}/kept", elapsed=15.0)
+    daemon = start("xid-79", f"--storage.path={tmp_path}/kept")
     for code in ("79", "154"):
-        daemon.wait_until(lambda seen, code=code: value(seen, "gpuhost_xid_errors_total", gpu="6", xid=code) == 1, 60)
+        daemon.wait_until(
+            lambda seen, code=code: value(seen, "gpuhost_xid_errors_total", gpu="6", xid=code) == 1, 2 * AT_ZERO + 60
+        )
     daemon.stop()
     file = tmp_path / "control.json"
     with Daemon(
         tmp_path, "--simulate=h100x8:xid-79", f"--simulate.control={file}", f"--storage.path={tmp_path}/kept"
     ) as again:
         again.ready()
-        time.sleep(23)
+        time.sleep(AT_ZERO + 3)
         series = again.series()
         assert sum(select(series, "gpuhost_xid_errors_total", xid="79").values()) == 0
         assert sum(select(series, "gpuhost_xid_events_total").values()) == 0

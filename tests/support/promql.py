@@ -132,6 +132,9 @@ class _Reading:
     def _aggregate(self, node: tree.AggregateExpr) -> Vector:
         found = self._vector(node.expr)
         if str(node.op) in _KEPT_BY:
+            one = isinstance(node.param, tree.NumberLiteral) and node.param.val == 1 and node.modifier
+            if one and node.modifier.type == tree.AggModifierType.By:
+                return replace(found, varying=found.varying & frozenset(node.modifier.labels))
             return found
         if node.modifier is None:
             return Vector(frozenset(), frozenset())

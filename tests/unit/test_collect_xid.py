@@ -289,6 +289,27 @@ def test_sxids_are_counted_by_code_and_by_whether_they_are_fatal(site):
     assert sum(found["xid_events_total"].values()) == 0
 
 
+@pytest.mark.parametrize("every", [15, 30, 60])
+@pytest.mark.parametrize("phase", [0.1, 0.5, 0.99])
+def test_increase_sees_the_first_event_however_often_it_is_scraped(tmp_path, every, phase):
+    """An SXid, a code that is not watched, and what was logged before the exporter started."""
+    site = Site(tmp_path)
+    site.logged(LoggedSxid(BOOT, 1, NOW, 20034, fatal=True), xid(2, 31), xid(3, 79))
+    scrapes = []
+    for second in range(4 * every + int(AT_ZERO)):
+        found = site.poll(NOW + second)
+        if second % every == int(phase * every):
+            scrapes.append(found)
+    for name, labels in (
+        ("sxid_errors_total", ("20034", "true")),
+        ("xid_errors_total", ("0", "GPU-0", "31")),
+        ("xid_events_total", ("0", "GPU-0", "critical")),
+    ):
+        values = [found[name][labels] for found in scrapes]
+        assert values[0] == 0
+        assert values[-1] == 1
+
+
 def test_a_log_that_cannot_be_read_is_told_once_and_nvmls_events_count_at_once(site, caplog):
     site.host.kernel_log.fail("denied", "/dev/kmsg: Operation not permitted; grant CAP_SYSLOG")
     site.nvml.events = [nvml_xid(48)]

@@ -5,8 +5,8 @@ the kernel log may be closed to the exporter. What both tell is one event: same 
 copy waits 2 s for the kernel's, which says more.
 
 A counter that begins at 1 has an increase of 0, so an event moves a series only once the series has stood at 0 for
-20 s and was scraped so. What was logged before the exporter started, and counted by none before it, waits likewise.
-The time of an event is told at once.
+75 s: that is scraped also by who scrapes once a minute. What was logged before the exporter started, and counted by
+none before it, waits likewise. The time of an event is told at once.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ KERNEL_LOG_UP = gauge(
     "off the bus, and nobody tells SXid errors.",
 )
 
-AT_ZERO = 20.0
+AT_ZERO = 75.0
 NVML_WAITS = 2.0
 SAME = 10.0
 _REMEMBERED = 512  # GPUs and codes to compare a copy with
