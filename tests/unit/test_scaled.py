@@ -75,7 +75,6 @@ def test_of_all_numbers_only_seconds_within_a_range_and_since_an_event_are_divid
         changed += [(rule.name, old, new) for old, new in zip(before, after, strict=True) if old != new]
     assert sorted(changed) == [
         ("GpuhostArrayMemberSlow", 60, 5),
-        ("GpuhostCheckpointOverdue", 60, 5),
         ("GpuhostCheckpointSlow", 3600, 300),
         ("GpuhostDriveHot", 60, 5),
         ("device:gpuhost_storage_delivered_bytes_per_second:ratio_increase1h", 30, 2.5),
