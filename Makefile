@@ -31,7 +31,7 @@ test-full: test
 	@if command -v mpirun >/dev/null; then \
 	  $(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev,mpi]'; \
 	  else echo "No mpirun: the allreduce is NOT tested (apt-get install openmpi-bin)"; fi
-	$(VENV)/bin/pytest -m "slow and not gpu and not vm"
+	$(VENV)/bin/pytest -rs -m "slow and not gpu and not vm"
 	$(MAKE) test-vm
 	$(MAKE) bench
 
