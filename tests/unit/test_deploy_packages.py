@@ -1,6 +1,6 @@
-"""The packages as they are built: what lintian says against the .deb, and the .rpm installed, upgraded and removed.
+"""The packages as they are built: what lintian says against the .deb, and both installed, upgraded and removed.
 
-No RPM distribution is needed: rpm works below a root of its own, this machine's files with a layer over them.
+No RPM distribution is needed: rpm, and dpkg, work below a root of its own, this machine's files with a layer over them.
 """
 
 from __future__ import annotations
@@ -56,6 +56,22 @@ def test_lintian_says_nothing_that_was_not_reviewed():
     assert found <= REVIEWED, done.stdout
 
 
+@needs("dpkg-deb", "unshare", "deb-systemd-helper")
+def test_the_deb_is_enabled_again_after_a_removal_unless_somebody_had_disabled_it(tmp_path):
+    """dpkg hands a removed package's old version to postinst as it does an upgraded one's. No systemd runs here."""
+    script = """
+    install() { dpkg --force-depends --install $first >/dev/null; }
+    remove() { dpkg --remove gpuhost-exporter >/dev/null 2>&1; }
+    state() { systemctl is-enabled gpuhost-exporter.service || true; }
+    install; state; remove; state; install; state
+    systemctl disable --quiet gpuhost-exporter.service; install; state; remove; install; state
+    dpkg --purge gpuhost-exporter >/dev/null 2>&1
+    ls -d /etc/systemd/system/*/gpuhost-exporter* /etc/systemd/system/gpuhost-exporter* 2>/dev/null || true
+    """
+    deb = image.package()
+    assert below(tmp_path, (deb, deb), script) == ["enabled", "masked", "enabled", "disabled", "disabled"]
+
+
 @pytest.fixture(scope="module")
 def rpms(tmp_path_factory):
     """This version and the next one, whose files are the same."""
@@ -73,13 +89,13 @@ def rpms(tmp_path_factory):
     return first, second
 
 
-def below(folder: Path, rpms, script: str) -> list[str]:
+def below(folder: Path, packages, script: str) -> list[str]:
     """The lines that the script prints in a root of its own, $first and $second the packages there."""
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("the .rpm is NOT installed: a root of its own needs root")
-    first, second = rpms
+        pytest.skip("the package is NOT installed: a root of its own needs root")
+    first, second = packages
     lines = f"first=/packages/{first.name} second=/packages/{second.name}; {script}"
-    return run("unshare", "--mount", "--fork", "--pid", "sh", "-c", INSIDE, "sh", folder, *rpms, lines).splitlines()
+    return run("unshare", "--mount", "--fork", "--pid", "sh", "-c", INSIDE, "sh", folder, *packages, lines).splitlines()
 
 
 RPM = needs("rpmbuild", "rpm2cpio", "cpio", "unshare", "/usr/bin/python3.11")
