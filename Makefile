@@ -37,7 +37,7 @@ test-full: test
 	@if tests/support/newer-prometheus.sh $(NEWER); then \
 	  GPUHOST_PROMTOOLS=$(NEWER)/usr/bin/promtool $(VENV)/bin/pytest -n 2 tests/alerts/test_promtool.py; \
 	  else echo "No Prometheus 3 here: the rules are NOT tried on it (apt-get and root bring one)"; fi
-	$(VENV)/bin/pytest -m "slow and not gpu and not vm"
+	$(VENV)/bin/pytest -rs -m "slow and not gpu and not vm"
 	$(MAKE) test-vm
 	$(MAKE) bench
 

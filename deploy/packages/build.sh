@@ -21,11 +21,12 @@ export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git -C "$root" log -1 --format=
 # A copy, so that no build folder of the tree ends up in a package.
 python_packages() {
   python3 -m venv "$work/venv"
-  "$work/venv/bin/pip" install --quiet --disable-pip-version-check build
+  "$work/venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes \
+    --only-binary :all: --requirement "$here/build-requirements.txt"
   mkdir "$work/source"
   tar -C "$root" --exclude-vcs --exclude=.venv --exclude=dist --exclude=build --exclude='*.egg-info' \
     -cf - pyproject.toml README.md CHANGELOG.md exporter | tar -C "$work/source" -xf -
-  "$work/venv/bin/python" -m build --outdir "$dist" "$work/source" >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
+  "$work/venv/bin/python" -m build --no-isolation --outdir "$dist" "$work/source" >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
 }
 
 # What .deb and .rpm have in common.

@@ -1,6 +1,6 @@
 """A fleet on one machine: recorded hosts served by one process, a Prometheus in agent mode, and VictoriaMetrics.
 
-with Fleet(folder, hosts=20) as fleet:
+with Fleet(folder, hosts=200, seconds=15) as fleet:
     fleet.store.stop()                          an outage
     fleet.store.start()
     fleet.ask('count(gpuhost_gpu_up)')            PromQL, of the store
@@ -127,6 +127,9 @@ class Program:
                 self.process.kill()
                 self.process.wait()
 
+    def log(self) -> str:
+        return self._log.read_text()
+
     def memory(self) -> int:
         """Resident bytes."""
         assert self.process is not None
@@ -145,7 +148,7 @@ class Fleet:
     def __init__(self, folder: Path, hosts: int, seconds: int, rules: str = "") -> None:
         self.replay = Replay(hosts)
         self.folder = folder
-        store_port, agent_port = _free_port(), _free_port()
+        store_port, agent_port = free_port(), free_port()
         self.data = folder / "store"
         self.store = Program(
             folder / "store.log",
@@ -195,13 +198,18 @@ class Fleet:
     def ask(self, query: str) -> list[dict]:
         """What the store answers now; it shows what it was sent within the last second or two only when flushed."""
         text = urllib.parse.urlencode({"query": query, "nocache": "1"})
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.store.port}/api/v1/query?{text}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.store.port}/api/v1/query?{text}", timeout=150) as answer:
             return json.load(answer)["data"]["result"]
+
+    def series(self) -> int:
+        """How many the store has, of all names."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.store.port}/api/v1/series/count", timeout=150) as answer:
+            return int(json.load(answer)["data"][0])
 
     def stored(self, selector: str) -> dict[str, list[float]]:
         """Every raw value by instance."""
         text = urllib.parse.urlencode({"match[]": selector})
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.store.port}/api/v1/export?{text}", timeout=60) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.store.port}/api/v1/export?{text}", timeout=150) as answer:
             lines = [json.loads(line) for line in answer]
         return {line["metric"]["instance"]: line["values"] for line in lines}
 
@@ -218,7 +226,7 @@ class Fleet:
             time.sleep(1)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

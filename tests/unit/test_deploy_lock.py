@@ -29,6 +29,18 @@ def test_every_dependency_is_pinned_with_hashes_and_no_index_is_named():
     assert "index" not in LOCK
 
 
+def test_what_builds_the_packages_is_pinned_with_hashes_too():
+    text = (PACKAGES / "build-requirements.txt").read_text()
+    script = (PACKAGES / "build.sh").read_text()
+    entries = [entry for entry in re.split(r"(?m)^(?=\S)", text) if entry and not entry.startswith("#")]
+    assert {entry.partition("==")[0] for entry in entries} >= {"build", "setuptools"}
+    assert all("==" in entry and "--hash=sha256:" in entry for entry in entries)
+    for line in script.replace("\\\n", " ").splitlines():
+        if 'pip" install' in line:
+            assert "--require-hashes" in line or "--no-deps" in line, line
+    assert "-m build --no-isolation" in script, "else build fetches a setuptools of its own"
+
+
 def test_the_bill_names_what_the_lock_pins_with_its_hashes():
     command = [sys.executable, PACKAGES / "sbom.py", PACKAGES / "requirements.txt", "1.2.3"]
     told = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)

@@ -69,3 +69,33 @@ def test_no_capability_but_those_of_the_readers(tmp_path):
         "CapabilityBoundingSet=~CAP_SYS_PTRACE",
         "CapabilityBoundingSet=~CAP_(DAC_*|FOWNER|IPC_OWNER)",
     }
+
+
+def settings(*drop_ins: str) -> dict[str, str]:
+    """What each line sets, the last of a name."""
+    text = "".join((FOLDER / name).read_text() for name in (UNIT, *drop_ins))
+    return dict(re.findall(r"(?m)^([A-Za-z]+)=(.*)$", text))
+
+
+@pytest.mark.parametrize("drop_in", [None, "hardened.conf", "smart.conf", "rdma.conf"])
+def test_it_yields_to_the_training_job_and_no_drop_in_takes_that_back(drop_in):
+    told = settings(*([drop_in] if drop_in else []))
+    assert int(told["Nice"]) > 0
+    assert int(told["CPUWeight"]) < 100, "the weight of all others"
+    assert int(told["IOWeight"]) < 100
+    assert told["MemoryMax"] == "128M"
+    assert int(told["OOMScoreAdjust"]) > 0
+    assert "CPUAffinity" not in told, "which cores are the job's only the site knows"
+
+
+def test_a_drop_in_keeps_it_off_the_jobs_cores(tmp_path):
+    unit = stage(tmp_path)
+    (tmp_path / f"{UNIT}.d" / "cores.conf").write_text("[Service]\nCPUAffinity=0-1\n")
+    done = analyze("verify", unit)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_file_systems_below_home_and_a_mounted_marks_folder_outlast_the_sandbox():
+    told = settings()
+    assert (told["ProtectHome"], told["BindReadOnlyPaths"]) == ("tmpfs", "-/home")
+    assert told["RuntimeDirectoryPreserve"] == "yes"

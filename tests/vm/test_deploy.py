@@ -138,6 +138,73 @@ def test_nvidias_devices_are_allowed_though_their_driver_came_later_and_others_a
     assert "Operation not permitted" in said["/dev/other"]
 
 
+def test_commands_of_a_root_shell_find_the_service_its_settings_and_its_state(host):
+    shell = f"unset STATE_DIRECTORY RUNTIME_DIRECTORY; export HOME=/root XDG_RUNTIME_DIR=/run/user/0; umask 077; {UNIT}"
+    main = show(host, "MainPID")
+    assert f"({main})" in host.run(f"{shell} release --for 5m")
+    wait(host, lambda: "releasing NVML for 300 s" in host.log(), 20, "released")
+    assert f"({main})" in host.run(f"{shell} resume")
+    wait(host, lambda: "taking NVML up again" in host.log(), 20, "taken up")
+    assert "no running" in host.run(f"systemctl stop {UNIT}; {shell} resume || true; systemctl start {UNIT}", 120)
+    host.wait_until_ready()
+    host.run(f"printf '[log]\\nlevel = \"warning\"\\n' >>{CONFIG}")
+    try:
+        said = host.run(f"{shell} check-config")
+    finally:
+        host.run(f"sed -i '/^.log.$/,$d' {CONFIG}")
+    assert f"storage path: /var/lib/{UNIT}" in said
+    assert "log level: warning" in said
+    host.run(f"{shell} verify --json >/root/verify.json || true", 300)
+    kept = host.run(f"stat --format='%n %U' /var/lib/{UNIT}/verify*").split()
+    assert len(kept) >= 2
+    assert set(kept[1::2]) == {UNIT}, "or the service could not read it"
+    assert "verify" not in host.run("ls /root/.local/state 2>/dev/null; true")
+
+
+def test_file_systems_below_home_are_told_though_mounted_later(host, drives):
+    drive = drives("home")
+    host.run(f"mkdir -p /home/scratch && mke2fs -q -t ext4 {drive.path} && mount {drive.path} /home/scratch")
+    try:
+        size = float(host.run("echo $(($(stat --file-system --format='%S * %b' /home/scratch)))"))
+        for _ in range(2):  # then as one that was there before the service
+            host.wait_until(
+                lambda series: value(series, "gpuhost_filesystem_size_bytes", mountpoint="/home/scratch") == size, 90
+            )
+            host.run(f"systemctl restart {UNIT}", 120)
+            host.wait_until_ready()
+        seen = f"nsenter --target {show(host, 'MainPID')} --mount"
+        assert "Read-only file system" in host.run(f"{seen} touch /home/x || true")
+        assert host.run(f"touch /root/secret; {seen} ls -A /root").split() == []
+    finally:
+        host.run("umount /home/scratch; rmdir /home/scratch; rm -f /root/secret")
+
+
+def test_a_container_that_has_the_marks_folder_mounted_keeps_it_over_a_restart(host):
+    """A bind mount goes on showing the folder that was there when it was made."""
+    host.run(f"mkdir -p /mnt/marker && mount --bind /run/{UNIT}/marker /mnt/marker")
+    try:
+        for how in ("systemctl restart", "systemctl stop {0}; systemctl start"):
+            host.run(f"{how.format(UNIT)} {UNIT}", 120)
+            host.wait_until_ready()
+            here, there = (
+                host.run(f"stat --format='%i %F' {folder}/socket") for folder in (f"/run/{UNIT}/marker", "/mnt/marker")
+            )
+            assert here == there
+            assert "socket" in here
+    finally:
+        host.run("umount /mnt/marker; rmdir /mnt/marker")
+
+
+def test_it_is_a_good_neighbour_and_keeps_off_the_jobs_cores_when_told(host, no_drop_in):
+    assert (show(host, "CPUWeight"), show(host, "MemoryMax")) == ("20", str(128 << 20))
+    drop_in(host, "CPUAffinity=1")
+    pids = [pid for pid, _, _, _ in processes(host)]
+    assert len(pids) >= 3  # itself, the launcher, a reader
+    for pid in pids:
+        assert host.run(f"ps -o ni= -p {pid}").strip() == "5"
+        assert host.run(f"sed -n 's/^Cpus_allowed_list:\\t//p' /proc/{pid}/status").strip() == "1"
+
+
 def test_a_main_process_that_is_killed_is_started_anew_and_no_reader_outlives_it(host):
     before = processes(host)
     host.run(f"kill -KILL {show(host, 'MainPID')}")
@@ -224,6 +291,25 @@ def test_an_upgrade_keeps_the_configuration_and_serves_the_new_version(host, tmp
     host.wait_until(lambda series: value(series, "gpuhost_target_storage_bytes_per_second", band="good") == 14e9)
 
 
+def installed(host):
+    return host.run(f"systemctl is-active {UNIT}; systemctl is-enabled {UNIT}; true").split()
+
+
+def test_removed_and_installed_again_it_serves_again_unless_somebody_had_disabled_it(host):
+    """dpkg hands a removed package's old version to postinst as it does an upgraded one's."""
+    deb = f"/root/{image.package().name}"
+    host.run(f"dpkg --remove {UNIT}", 120)
+    assert installed(host)[0] == "inactive"
+    host.run(f"dpkg --install --force-confold {deb}", 300)
+    assert installed(host) == ["active", "enabled"]
+    host.wait_until_ready()
+    host.run(f"systemctl disable --now {UNIT}; dpkg --remove {UNIT} && dpkg --install --force-confold {deb}", 600)
+    assert installed(host) == ["inactive", "disabled"]
+    host.run(f"systemctl enable --now {UNIT}", 120)
+    host.wait_until_ready()
+    assert installed(host) == ["active", "enabled"]
+
+
 def test_removed_it_leaves_configuration_and_state_and_purged_nothing(host):
     host.run(f"dpkg --remove {UNIT}", 120)
     with pytest.raises(GuestError):
@@ -232,5 +318,8 @@ def test_removed_it_leaves_configuration_and_state_and_purged_nothing(host):
     left = host.run(f"find /usr -path '*{UNIT}*' -not -path '/usr/share/doc/*'").split()
     assert left == []
     host.run(f"mkdir -p {DROP_INS}; dpkg --purge {UNIT}", 120)
-    gone = f"ls -d /etc/{UNIT} /var/lib/{UNIT} /run/{UNIT} {DROP_INS} 2>/dev/null; id {UNIT} 2>/dev/null; true"
+    gone = (
+        f"ls -d /etc/{UNIT} /etc/systemd/system/{UNIT}* /var/lib/{UNIT} /run/{UNIT} 2>/dev/null; "
+        f"id {UNIT} 2>/dev/null; true"
+    )
     assert host.run(gone).split() == []
