@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,11 +21,10 @@ from gpuhost_exporter.collectors.inventory import InventoryCollector
 from gpuhost_exporter.collectors.ledger import LedgerCollector
 from gpuhost_exporter.collectors.platform import PlatformCollector
 from gpuhost_exporter.collectors.raid import RaidCollector
-from gpuhost_exporter.config import Settings, default_runtime_path, default_storage_path
+from gpuhost_exporter.config import Settings, default_storage_path
 from gpuhost_exporter.errors import ConfigError, Gone, Hung, SourceError
 from gpuhost_exporter.exposition import BUILD, READER_RESTARTS, READER_STUCK, SIMULATED, Exposition
 from gpuhost_exporter.host import Host
-from gpuhost_exporter.latest import Rates, Series
 from gpuhost_exporter.runner import Runner
 from gpuhost_exporter.sources import linux, pci, pipe
 from gpuhost_exporter.sources.contention import Wait
@@ -39,9 +36,7 @@ from gpuhost_exporter.sources.mounts import Capacities
 from gpuhost_exporter.sources.nvml.client import NvmlClient
 from gpuhost_exporter.sources.privileged import Job, PrivilegedReader
 from gpuhost_exporter.sources.processes import Processes
-from gpuhost_exporter.sources.runtime import Runtime
 from gpuhost_exporter.sources.state import State
-from gpuhost_exporter.sources.systemd import ServiceManager
 from gpuhost_exporter.sources.udev import Event, UdevWatcher, listen
 from gpuhost_exporter.specs import Sample
 from gpuhost_exporter.targets import Targets
@@ -54,12 +49,9 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 
-RELEASE_SECONDS = 600.0
 _SETTLING_SECONDS = 0.5
-_LOOK_SECONDS = 5.0
 _FAULTS_SECONDS = 30.0  # into a scenario: every fault has come, and none has gone
 _STORAGE = frozenset({"nvme", "block"})
-_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,106 +333,3 @@ class App:
     def _trees(self) -> dict[str, str]:
         root = self.host.root
         return {"proc": root.proc, "sys": root.sys, "dev": root.dev}
-
-
-def serve(settings: Settings, launcher: Launcher) -> int:
-    """Run until a signal ends it. Raises ConfigError when it cannot begin."""
-    from gpuhost_exporter.status import RATED
-    from gpuhost_exporter.web.routes import Routes
-    from gpuhost_exporter.web.server import Server
-
-    linux.name_process("gpuhost-exporter")
-    sys.setswitchinterval(0.001)  # a scrape that falls on a tick waits for the collectors' threads 1 ms, not 5
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
-    app = App(settings, launcher)
-    try:
-        rates = Rates(RATED)
-        routes = Routes(
-            metrics=app.exposition.render,
-            healthy=lambda: _healthy(app),
-            ready=lambda: _ready(app),
-            page=lambda nonce: _page(app, rates.look(app.runner.snapshots()), nonce),
-            verdict=lambda: _verdict(app, rates.look(app.runner.snapshots())),
-        )
-        server = Server(settings.listen_addresses, routes, settings.web_config_file)
-        app.server_samples = server.samples
-        folder = default_runtime_path(os.environ)
-        runtime = Runtime(folder)
-        manager = ServiceManager(os.environ, os.getpid())
-        server.start()  # before the collectors: an address that is taken ends it with that one line
-        app.hear_marks(folder)
-        app.start(probing=True)
-        runtime.write_pid()
-        listening = f"listening on {', '.join(server.addresses)}"
-        log.info(listening)
-        manager.ready(listening)
-
-        stopping = threading.Event()
-
-        def look() -> None:
-            while not stopping.wait(manager.pause(_LOOK_SECONDS)):
-                rates.look(app.runner.snapshots())  # a page opened has rates at once
-                if app.runner.progressing():  # hung hardware or not: a restart would hang on it, too
-                    manager.alive()
-
-        threading.Thread(target=look, name="look", daemon=True).start()
-        try:
-            return _until_stopped(app, runtime)
-        finally:
-            stopping.set()
-            manager.stopping()
-            runtime.remove_pid()
-            server.close()
-    finally:
-        app.close()
-
-
-def _until_stopped(app: App, runtime: Runtime) -> int:
-    """Serve signals until one ends it; the exit status."""
-    while True:
-        # Not sigtimedwait: stopped for longer than its time (SIGSTOP, a frozen container), it returns a signal that
-        # nobody sent.
-        received = signal.sigwaitinfo(_HANDLED)
-        if received.si_signo == signal.SIGUSR1:
-            seconds = runtime.take_release() or RELEASE_SECONDS
-            log.info("releasing NVML for %.0f s", seconds)
-            app.host.nvml.release(seconds)
-            app.runner.hurry()
-        elif received.si_signo == signal.SIGCHLD:
-            if app.launcher.ended():
-                log.error("the launcher has gone, and every reader with it: ending, to be started anew")
-                return 1
-        elif received.si_signo == signal.SIGUSR2:
-            log.info("taking NVML up again")
-            app.host.nvml.resume()
-            app.runner.hurry()
-        else:
-            log.info("%s: stopping", signal.Signals(received.si_signo).name)
-            return 0
-
-
-def _healthy(app: App) -> tuple[bool, str]:
-    if app.runner.progressing():
-        return True, "the sampler is alive"
-    return False, "no collector has finished a poll within its lifetime"
-
-
-def _ready(app: App) -> tuple[bool, str]:
-    waiting = app.runner.waiting()
-    return (False, "not polled yet: " + ", ".join(waiting)) if waiting else (True, "every collector has polled")
-
-
-def _page(app: App, rates: Mapping[Series, float], nonce: str) -> bytes:
-    from gpuhost_exporter.status import build
-    from gpuhost_exporter.web.page import render
-
-    spent = app.host.board.last("spent", tuple, app.clock.now()) or ()
-    return render(build([*app.runner.samples(), *app.own_samples()], rates, spent=spent), nonce)
-
-
-def _verdict(app: App, rates: Mapping[Series, float]) -> tuple[str, str]:
-    from gpuhost_exporter.status import build
-    from gpuhost_exporter.verdict import verdict
-
-    status = build([*app.runner.samples(), *app.own_samples()], rates)
-    return verdict(status, sampling=app.runner.progressing())

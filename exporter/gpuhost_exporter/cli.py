@@ -13,22 +13,16 @@ import os
 import select
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 from gpuhost_exporter import __version__, health, nodecondition
 from gpuhost_exporter.arguments import Parser, positive_seconds, text
 from gpuhost_exporter.config import (
-    LOG_LEVELS,
     SERVICE_RUNTIME_PATH,
-    CollectorSettings,
-    Settings,
-    default_config_file,
     default_runtime_path,
-    default_storage_path,
-    load,
 )
 from gpuhost_exporter.errors import ConfigError
+from gpuhost_exporter.flags import add_host_options, settings_of, storage_of
 from gpuhost_exporter.sources import linux
 from gpuhost_exporter.sources.launcher import Launcher
 from gpuhost_exporter.sources.readers import KINDS
@@ -123,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     serve = command("serve", _serve, "Serve this host's metrics until stopped.")
-    _host_options(serve)
+    add_host_options(serve)
     serve.add_argument(
         "--web.listen-address",
         dest="listen",
@@ -149,24 +143,24 @@ def _parser() -> argparse.ArgumentParser:
         "--compat", choices=("dcgm",), help="serve GPU metrics under the names of NVIDIA's dcgm-exporter too"
     )
     snapshot = command("snapshot", _snapshot, "One look at this host: a table, or JSON.")
-    _host_options(snapshot)
+    add_host_options(snapshot)
     snapshot.add_argument("--json", action="store_true", help="every sample, for programs")
     snapshot.add_argument(
         "--timeout", default="5s", metavar="DURATION", help="how long to wait for slow hardware (default 5s)"
     )
     doctor = command("doctor", _doctor, "Each collector: on or off, why, and what grants it more.")
-    _host_options(doctor)
+    add_host_options(doctor)
     verify = command("verify", _verify, "Accept or reject this host: what it tells, then what it delivers.")
     verify.description = verify_arguments.DESCRIPTION
     verify_arguments.add_arguments(verify)
-    _host_options(verify)
+    add_host_options(verify)
     health.add_arguments(command("health", health.run, health.DOES))
     nodecondition.add_arguments(
         command("node-condition", _node_condition, "Keep the verdict as a condition of this Kubernetes node; dry run.")
     )
     command("drains", _drains, "Which findings take a host out of service, as Markdown.")
     check = command("check-config", _check_config, "Check configuration files; print what is in force.")
-    _host_options(check)
+    add_host_options(check)
     check.add_argument("--web.config.file", dest="web_config", type=text, metavar="FILE")
     metrics = command("metrics", _metrics, "The catalogue of metrics as Markdown, or JSON.")
     metrics.add_argument("--json", action="store_true")
@@ -209,89 +203,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _host_options(parser: argparse.ArgumentParser) -> None:
-    from gpuhost_exporter.collectors import ALL
-
-    parser.usage = "%(prog)s [options]"  # two for each collector would fill a screen
-    parser.add_argument("--config.file", dest="config", type=text, metavar="FILE", help="TOML")
-    parser.add_argument(
-        "--simulate",
-        type=text,
-        metavar="HOST[:SCENARIO]",
-        help="a simulated host in place of this one, marked as such",
-    )
-    parser.add_argument("--path.procfs", dest="procfs", type=text, metavar="DIR")
-    parser.add_argument("--path.sysfs", dest="sysfs", type=text, metavar="DIR")
-    parser.add_argument(
-        "--storage.path",
-        dest="storage",
-        type=text,
-        metavar="DIR",
-        help="what is kept: learned inventory, baselines of verify",
-    )
-    parser.add_argument("--log.level", dest="level", choices=LOG_LEVELS)
-    collectors = parser.add_argument_group("collectors")
-    for collector in ALL:
-        collectors.add_argument(
-            f"--collector.{collector.name}",
-            dest=f"collector_{collector.name}",
-            action=argparse.BooleanOptionalAction,
-            help=collector.help,
-        )
-
-
-def _settings(options: argparse.Namespace) -> Settings:
-    """The configuration file with the flags over it."""
-    from gpuhost_exporter.collectors import ALL
-    from gpuhost_exporter.targets import Targets
-
-    names = tuple(collector.name for collector in ALL)
-    path = options.config or (None if options.simulate else default_config_file(os.environ))
-    settings = load(path, names) if path else Settings()
-    try:
-        Targets.load(settings.target)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if options.simulate:
-        # A simulated host must not teach the inventory of the real one, whose file this is.
-        settings = replace(settings, storage_path=None)
-    given = {
-        "procfs": options.procfs,
-        "sysfs": options.sysfs,
-        "storage_path": options.storage,
-        "log_level": options.level,
-        "simulate": options.simulate,
-        "simulate_control": getattr(options, "control", None),
-        "compat": getattr(options, "compat", None),
-        "web_config_file": getattr(options, "web_config", None),
-        "listen_addresses": tuple(getattr(options, "listen", None) or ()) or None,
-    }
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    collectors = dict(settings.collectors)
-    for name in names:
-        chosen = getattr(options, f"collector_{name}")
-        if chosen is not None:
-            collectors[name] = replace(collectors.get(name, CollectorSettings()), enabled=chosen)
-    settings = replace(settings, collectors=collectors)
-    for key, folder in (("procfs", settings.procfs), ("sysfs", settings.sysfs)):
-        if not os.path.isdir(folder):
-            raise ConfigError(f"path.{key}: {folder}: no such folder; expected a {key.removesuffix('fs')} file system")
-    if settings.simulate:
-        from gpuhost_exporter.sim.control import parse_target
-
-        parse_target(settings.simulate)
-    return settings
-
-
-def _storage(options: argparse.Namespace) -> str:
-    """Where the exporter that runs beside this command keeps its state."""
-    from gpuhost_exporter.collectors import ALL
-
-    path = None if options.storage else default_config_file(os.environ)
-    told = load(path, tuple(collector.name for collector in ALL)).storage_path if path else None
-    return str(options.storage or told or default_storage_path(os.environ))
-
-
 def _log(level: str) -> None:
     # systemd's journal brings its own time stamps.
     stamp = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
@@ -301,9 +212,9 @@ def _log(level: str) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from gpuhost_exporter.app import serve
+    from gpuhost_exporter.serving import serve
 
-    settings = _settings(options)
+    settings = settings_of(options)
     _log(settings.log_level)
     return serve(settings, options.launcher)
 
@@ -312,7 +223,7 @@ def _snapshot(options: argparse.Namespace) -> int:
     from gpuhost_exporter.look import snapshot
 
     timeout = positive_seconds(options.timeout)
-    settings = _settings(options)
+    settings = settings_of(options)
     _log("error" if options.level is None else options.level)
     return snapshot(settings, options.launcher, timeout, as_json=options.json)
 
@@ -320,7 +231,7 @@ def _snapshot(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from gpuhost_exporter.look import doctor
 
-    settings = _settings(options)
+    settings = settings_of(options)
     _log("error" if options.level is None else options.level)
     return doctor(settings, options.launcher)
 
@@ -329,7 +240,7 @@ def _verify(options: argparse.Namespace) -> int:
     from gpuhost_exporter.verify.command import Options, verify
     from gpuhost_exporter.verify.measurement import Asked
 
-    settings = _settings(options)
+    settings = settings_of(options)
     _log("error" if options.level is None else options.level)
     asked = Asked(options.directory, options.peer, settings.storage_path)
     chosen = Options(options.mode, asked, options.while_busy, options.new_baseline, options.json, options.junit)
@@ -351,7 +262,7 @@ def _drains(_options: argparse.Namespace) -> int:
 def _check_config(options: argparse.Namespace) -> int:
     from gpuhost_exporter.check import check
 
-    check(_settings(options))
+    check(settings_of(options))
     return 0
 
 
@@ -383,7 +294,7 @@ def _report(options: argparse.Namespace) -> int:
     from gpuhost_exporter.sources.state import State
 
     seconds = positive_seconds(options.since, LONGEST)
-    state = State(_storage(options))
+    state = State(storage_of(options))
     return report(state, SystemClock(), seconds, as_json=options.json)
 
 
@@ -393,7 +304,7 @@ def _allreduce(options: argparse.Namespace) -> int:
 
     if not _FEWEST_ITERATIONS <= options.iterations <= MOST_ITERATIONS:
         raise ConfigError(f"--iterations: expected {_FEWEST_ITERATIONS} to {MOST_ITERATIONS}, got {options.iterations}")
-    return allreduce(_storage(options), options.iterations)
+    return allreduce(storage_of(options), options.iterations)
 
 
 def _release(options: argparse.Namespace) -> int:
@@ -425,7 +336,7 @@ def _forget(options: argparse.Namespace) -> int:
     from gpuhost_exporter.collectors.inventory import forget
     from gpuhost_exporter.sources.state import State
 
-    folder = _storage(options)
+    folder = storage_of(options)
     if not forget(State(folder), options.device):
         raise ConfigError(f"{folder}: the learned inventory has no device {options.device!r}")
     print(f"forgot {options.device}")
