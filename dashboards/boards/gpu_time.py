@@ -66,9 +66,9 @@ BOARD = Board(
                     width=4,
                 ),
                 answer(
-                    "Of the last day",
+                    "Last day",
                     f"sum(last_over_time({H('host:gpuhost_cost_dollars:sum1d')}[10m]))",
-                    why="GPU time of the last day, or of as much of it as is known, at this host's price.",
+                    why="Cost of GPU time in the last day, or of as much of it as is known, at this host's price.",
                     unit="currencyUSD",
                     decimals=0,
                     empty="Not recorded",

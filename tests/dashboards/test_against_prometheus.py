@@ -104,7 +104,7 @@ def prometheus(tmp_path_factory):
     hosts = {}
     for instance, (kind, stops, step) in walks.items():
         told = record(stops, host=kind, wall=END - LENGTH, every=STEP, step=step, end=int(LENGTH), names=_names(stack))
-        hosts[instance] = [(END - LENGTH + at, f"{text}\nup 1") for at, text in told]
+        hosts[instance] = [(END - LENGTH + at, f"{text}up 1\n") for at, text in told]
     server = stack.Prometheus(processes, {})
     stack.write_openmetrics(folder / "history.om", hosts)
     try:
