@@ -2,7 +2,7 @@
 
 from kit.board import FLEET, TO_HOST, Board, Section
 from kit.panels import answer, bars, timeline
-from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, below
+from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, at_least, below
 from kit.tables import Column, listing
 
 from boards.accounts import WORK, WORK_FIRST, accounts_over_time
@@ -258,9 +258,12 @@ BOARD = Board(
                     "What a day costs",
                     (
                         Line(
-                            "topk(7, sum by (account) ("
-                            + _DAY.format(F("fleet:gpuhost_cost_dollars:sum1d"))
-                            + ") > 0)",
+                            "topk(7, "
+                            + at_least(
+                                "sum by (account) (" + _DAY.format(F("fleet:gpuhost_cost_dollars:sum1d")) + ")",
+                                f"sum by (account) ({F('host:gpuhost_cost_dollars:increase1h')})",
+                            )
+                            + " > 0)",
                             "{{account}}",
                         ),
                     ),

@@ -114,8 +114,10 @@ def looked_at(url, demo):
     assert groups
     assert broken == []
     # History and what the hosts tell live are one hour: no minute of it is paid twice.
-    cost = by_host(url, "sum by (instance) (host:gpuhost_cost_dollars:increase1h)")
-    assert cost.keys() == HOSTS
+    until(lambda: by_host(url, "count_over_time(up[5m]) >= 4").keys() == HOSTS, 200, demo)
+    hour = "sum by (instance) (host:gpuhost_cost_dollars:increase1h)"
+    cost = until(lambda: len(found := by_host(url, hour)) == len(HOSTS) and found, 120, demo)
     assert all(0.9 * DOLLARS < dollars < 1.01 * DOLLARS for dollars in cost.values()), cost
-    worst = by_host(url, "max_over_time(sum by (instance) (host:gpuhost_cost_dollars:increase1h)[50m:30s])")
+    worst = by_host(url, f"max_over_time({hour}[50m:30s])")
+    assert worst.keys() == HOSTS
     assert all(dollars < 1.01 * DOLLARS for dollars in worst.values()), worst
