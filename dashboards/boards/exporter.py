@@ -176,6 +176,7 @@ BOARD = Board(
                     ),
                     why="Reads that failed, a minute, by kind. Good is none.",
                     unit="cpm",
+                    sparse=True,
                     empty="No errors in this time: good",
                 ),
                 timeline(

@@ -2,7 +2,7 @@
 
 from kit.board import FLEET, TO_HOST, Board, Section
 from kit.panels import answer, bars, timeline
-from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, below
+from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, at_least, below
 from kit.tables import Column, listing
 
 from boards.accounts import WORK, WORK_FIRST, accounts_over_time
@@ -149,7 +149,7 @@ BOARD = Board(
                             steps=below(0.999),
                         ),
                         Column(
-                            "Checkpoint limit used",
+                            "Checkpoint limit",
                             f"max by (cluster, instance) ({F('host:gpuhost_checkpoint_share:ratio_increase1h')}"
                             f" / {_ON_HOST} {F('gpuhost_target_checkpoint_share_ratio')})",
                             unit="percentunit",
@@ -164,7 +164,7 @@ BOARD = Board(
                         ),
                     ),
                     why="The 30 hosts that lose most dollars an hour now, over 5 minutes, and to what. "
-                    "Checkpoint limit used: 100 % is 10 minutes of the last hour. Click a host.",
+                    "Checkpoint limit: used of it, 100 % is 10 minutes of the last hour. Click a host.",
                     sort="Lost an hour",
                     most=30,
                     empty=_LEDGER,
@@ -238,7 +238,7 @@ BOARD = Board(
                             f"count({F('host:gpuhost_checkpoint_share:ratio_increase1h')} > on (cluster, job, instance)"
                             f" {F('gpuhost_target_checkpoint_share_ratio')})"
                             f" or 0 * count({F('gpuhost_exporter_build_info')})",
-                            "Checkpoints too dear",
+                            "Checkpoints",
                         ),
                         Line(
                             f"count(count by (cluster, instance) ({F('gpuhost_gpu_hang_seconds')} > 0))"
@@ -258,9 +258,12 @@ BOARD = Board(
                     "What a day costs",
                     (
                         Line(
-                            "topk(7, sum by (account) ("
-                            + _DAY.format(F("fleet:gpuhost_cost_dollars:sum1d"))
-                            + ") > 0)",
+                            "topk(7, "
+                            + at_least(
+                                "sum by (account) (" + _DAY.format(F("fleet:gpuhost_cost_dollars:sum1d")) + ")",
+                                f"sum by (account) ({F('host:gpuhost_cost_dollars:increase1h')})",
+                            )
+                            + " > 0)",
                             "{{account}}",
                         ),
                     ),
@@ -270,7 +273,7 @@ BOARD = Board(
                     most=None,
                     decimals=0,
                     steps=((None, "blue"),),
-                    empty=_RULES,
+                    empty="Not recorded",
                     width=6,
                 ),
             ),

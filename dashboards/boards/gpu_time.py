@@ -2,7 +2,7 @@
 
 from kit.board import HOST, Board, Section
 from kit.panels import answer, bars, states, timeline
-from kit.parts import GOOD, WATCH, Line
+from kit.parts import GOOD, WATCH, Line, at_least
 from kit.tables import Column, listing
 
 from boards.accounts import PHASES, WORK, WORK_FIRST, accounts_over_time, phase_of
@@ -66,9 +66,12 @@ BOARD = Board(
                     width=4,
                 ),
                 answer(
-                    "Of the last day",
-                    f"sum(last_over_time({H('host:gpuhost_cost_dollars:sum1d')}[10m]))",
-                    why="GPU time of the last day, or of as much of it as is known, at this host's price.",
+                    "Last day",
+                    at_least(
+                        f"sum(last_over_time({H('host:gpuhost_cost_dollars:sum1d')}[10m]))",
+                        f"sum({H('host:gpuhost_cost_dollars:increase1h')})",
+                    ),
+                    why="Cost of GPU time in the last day, or of as much of it as is known, at this host's price.",
                     unit="currencyUSD",
                     decimals=0,
                     empty="Not recorded",

@@ -232,7 +232,7 @@ def main(arguments: list[str]) -> int:
         # A host's own figures go on from those that it would have told in the hour before.
         targets, started = start_hosts(processes, [begin + HOUR for begin in begins])
         print("\n".join(f"{name:13} http://127.0.0.1:{port}/" for name, port in targets.items()), flush=True)
-        prometheus = stack.Prometheus(processes, targets)
+        prometheus = stack.Prometheus(processes, targets, hasty=True)
         told = zip(started.items(), begins, strict=True)
         put_history(prometheus, {name: hour_before(walk, begin, at) for (name, at), begin in told})
         watch(prometheus)

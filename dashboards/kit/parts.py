@@ -44,6 +44,11 @@ def below(target: float) -> tuple[Step, ...]:
     return ((None, PLAIN), (0, ACT), (target, GOOD))
 
 
+def at_least(expression: str, least: str) -> str:
+    """What is taken at full hours lags behind: of a day that has just begun it knows less than the last hour does."""
+    return f"({expression} > {least} or {least})"
+
+
 def dressed(panel: Any, title: str, why: str, unit: str, empty: str, decimals: int | None) -> Any:
     panel = panel.title(title).description(why).datasource(SOURCE).unit(unit).no_value(empty)
     return panel if decimals is None else panel.decimals(decimals)

@@ -47,6 +47,7 @@ def exposition(at: float) -> Iterator[str]:
     yield "host:gpuhost_at_risk_dollars:sum %s" % (20 * wave)
     for account in ACCOUNTS:
         yield f'host:gpuhost_cost_dollars_per_hour:rate5m{{account="{account}"}} {24 / len(ACCOUNTS) * wave}'
+        yield f'host:gpuhost_cost_dollars:increase1h{{account="{account}"}} {24 / len(ACCOUNTS) * wave}'
     for device in ("md0", "md127"):
         yield f'gpuhost_array_up{{device="{device}"}} 1'
     for gpu in range(GPUS):

@@ -23,7 +23,8 @@ pytestmark = [
 sys.path.insert(0, os.path.join(FOLDER, "demo"))
 
 STEP = 30
-END = 1.7e9
+# The full hour before it, which hourly points are taken at, is no seam of Prometheus' blocks of two hours.
+END = 1.7e9 + 3600
 # Everything that the pages can show, in one walk; what it ends with is what answers show.
 WALK = (
     ("steady", 150.0), ("checkpoint-async", 120.0), ("checkpoint-stall", 180.0), ("data-starved", 120.0),
@@ -63,7 +64,7 @@ SIZES = {
     ("gpu-time", "Last checkpoints", "A"): (130e9, 150e9),
     ("gpu-time", "Last checkpoints", "D"): (15e9, 25e9),
     ("gpu-time", "Speed of the last checkpoint", "A"): (15e9, 25e9),
-    ("gpu-time", "Lost to checkpoints"): (0.05, 0.4),
+    ("gpu-time", "Lost to checkpoints", "A"): (0.05, 0.4),
     ("gpu-time", "Where the money goes", "A"): (18, 24.1),
     ("host", "Costs an hour"): (24, 24),
     ("host", "Kept busy"): (0.6, 1),
@@ -104,7 +105,7 @@ def prometheus(tmp_path_factory):
     hosts = {}
     for instance, (kind, stops, step) in walks.items():
         told = record(stops, host=kind, wall=END - LENGTH, every=STEP, step=step, end=int(LENGTH), names=_names(stack))
-        hosts[instance] = [(END - LENGTH + at, f"{text}\nup 1") for at, text in told]
+        hosts[instance] = [(END - LENGTH + at, f"{text}up 1\n") for at, text in told]
     server = stack.Prometheus(processes, {})
     stack.write_openmetrics(folder / "history.om", hosts)
     try:
