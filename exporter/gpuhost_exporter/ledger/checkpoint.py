@@ -6,10 +6,12 @@ everything up to the present: what has begun is known to be a checkpoint, if it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gpuhost_exporter.ledger.network import Networks
 from gpuhost_exporter.ledger.piece import Piece, Work
 from gpuhost_exporter.ledger.thresholds import Thresholds
 
@@ -18,6 +20,8 @@ UNKNOWN_MOUNT = "unknown"
 _BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D is still taken to write
 _TAIL_SHARE = 0.1
 _USUAL_SECONDS = 60.0  # what a job writes all the time is learned over so long
+_SENT_SECONDS = 1.0  # at the rate of an upload: so much has to be sent
+_UNSENT_SECONDS = 1.5  # copies after which so long nothing was sent are no upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class _Episode:
     wrote_beside: float = 0.0  # while the GPUs worked
     made: float = 0.0  # in all, without what was only copied
     copied: float = 0.0
+    sent: float = 0.0
     mounts: dict[str, float] = field(default_factory=dict)
     gpu_seconds: float = 0.0
 
@@ -71,6 +76,12 @@ class Watch:
         """When the checkpoint in progress began; None while there is none."""
         episode = self._episode
         return episode.started if episode and episode.known else None
+
+    @property
+    def may_upload(self) -> bool:
+        """Whether it matters what the host's network adapters send: there are copies, and files have not got them."""
+        episode = self._episode
+        return episode is not None and episode.copied > 0 and episode.made < self._limits.checkpoint_bytes
 
     def covers(self, since: float, at: float) -> bool:
         """Whether the job stood for a checkpoint at some moment of that stretch."""
@@ -90,9 +101,15 @@ class Watch:
         return self._closed(episode, told=True) if episode and episode.known else None
 
     def advance(
-        self, since: float, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]
+        self,
+        since: float,
+        at: float,
+        pieces: Sequence[Sequence[Piece]],
+        works: Sequence[Work],
+        networks: Networks | None = None,
     ) -> Checkpoint | None:
         """Go on from one moment to the next. `pieces`: of each GPU of the job, up to the present; `works`: of the job.
+        `networks`: of the host, where it has any that tell.
 
         Returns the checkpoint that ended.
         """
@@ -128,7 +145,9 @@ class Watch:
         if writing or copies:
             episode.wrote_at = at
         held_up = blocked and at - episode.wrote_at < _BLOCKED_SECONDS
-        if still and (writing or copies or held_up):
+        sent = networks.uploaded(since, at, self._stood(pieces, since)) if networks and episode.copied else 0.0
+        episode.sent += sent
+        if still and (writing or copies or held_up or sent):
             begin = max(since, min(piece.since for of_gpu in standing for piece in of_gpu))
             end = min(at, max(piece.at for of_gpu in standing for piece in of_gpu))
             episode.active = end
@@ -136,7 +155,7 @@ class Watch:
             episode.stalled += end - begin
             _extend(episode.stalls, begin, end)
             episode.wrote_stalled += wrote
-            episode.made += made
+            episode.made += made if writing or copies or held_up else 0.0  # no log beside an upload is its own
             episode.copied += copied(pieces, since, at)
         elif writing:
             episode.active = at
@@ -149,18 +168,42 @@ class Watch:
                 if work.since < at and since < work.at and work.wrote:
                     mount = work.mount or UNKNOWN_MOUNT
                     episode.mounts[mount] = episode.mounts.get(mount, 0.0) + wrote
+        told = any(work.rung != "none" for work in works)
+        unsent = told and networks is not None and self._unsent(episode, at, pieces, networks)
         if not episode.known:
-            episode.known = self._bytes_so_far(episode, at, pieces, works) >= limits.checkpoint_bytes
+            episode.known = self._bytes_so_far(episode, at, pieces, works, unsent=unsent) >= limits.checkpoint_bytes
         if at - episode.active >= limits.checkpoint_quiet_seconds:
             self._episode = None
-            return self._closed(episode, told=any(work.rung != "none" for work in works)) if episode.known else None
+            # One that was taken for an upload while it copied may turn out to be none.
+            none = not episode.known or (unsent and episode.made < limits.checkpoint_bytes)
+            return None if none else self._closed(episode, told=told)
         return None
 
+    def _unsent(self, episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], networks: Networks) -> bool:
+        """Whether the host's adapters tell that what was copied went nowhere: an offload to the host's memory."""
+        later = networks.uploaded(at, math.inf, self._stood(pieces, at))
+        if episode.sent + later >= self._limits.upload_bytes_per_second * _SENT_SECONDS:
+            return False
+        last = max((piece.at for of_gpu in pieces for piece in of_gpu if piece.copying), default=episode.started)
+        return networks.told_after(last) >= _UNSENT_SECONDS
+
+    def _stood(self, pieces: Sequence[Sequence[Piece]], moment: float) -> tuple[float, float]:
+        """From when until when all GPUs of the job stand around that moment, as far as is known."""
+        begin, end = -math.inf, math.inf
+        for of_gpu in pieces:
+            for piece in of_gpu:
+                if not stands(piece, self._limits):
+                    begin = max(begin, piece.at) if piece.at <= moment else begin
+                    end = min(end, piece.since) if piece.at > moment else end
+        return begin, end
+
     @staticmethod
-    def _bytes_so_far(episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]) -> float:
+    def _bytes_so_far(
+        episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work], *, unsent: bool
+    ) -> float:
         """With what has come since the moment that is being settled."""
-        later = _bytes(works, at, float("inf"), _made)
-        return max(episode.made + later, episode.copied + copied(pieces, at, float("inf")))
+        made = episode.made + _bytes(works, at, math.inf, _made)
+        return made if unsent else max(made, episode.copied + copied(pieces, at, math.inf))
 
     def _closed(self, episode: _Episode, *, told: bool) -> Checkpoint:
         mode: Mode = "sync"
