@@ -50,14 +50,32 @@ class Rig:
         self.ranks = [Worker({**environment, "RANK": str(rank)}) for rank in range(2)]
         self.neighbour = Worker()
         self.train()
+        self.sent = self._adapter()
         self.daemon = Daemon(
-            self.folder, "--collector.ledger", "--simulate", "h100x8:steady", "--simulate.control", self.path
+            self.folder,
+            "--collector.ledger",
+            f"--path.sysfs={self.folder}/sys",
+            *("--simulate", "h100x8:steady", "--simulate.control", self.path),
         )
         self.found = []
         self._counts = {}
         self._ending = threading.Event()
         self._watching = threading.Thread(target=self._watch)
         self._watching.start()
+
+    def _adapter(self):
+        """/sys as it is, but for the network: one adapter, whose counter of bytes sent is a file."""
+        for real, below, left_out in (("/sys", "sys", "class"), ("/sys/class", "sys/class", "net")):
+            (self.folder / below).mkdir()
+            for entry in os.listdir(real):
+                if entry != left_out:
+                    (self.folder / below / entry).symlink_to(f"{real}/{entry}")
+        for folder in ("statistics", "device"):
+            (self.folder / f"sys/class/net/up0/{folder}").mkdir(parents=True)
+        counters = self.folder / "sys/class/net/up0/statistics"
+        for name in ("rx_bytes", "tx_bytes"):
+            (counters / name).write_text("0\n")
+        return counters / "tx_bytes"
 
     def __enter__(self):
         self.daemon.wait_until(
@@ -104,6 +122,33 @@ class Rig:
         time.sleep(max(0.0, begin + seconds - time.time()))
         self.train()
         return begin, time.time()
+
+    def upload(self, megabytes, seconds, copy):
+        """The GPUs idle while what they hold is copied, and go on so while each rank sends it; (begin, end).
+
+        The socket's other end is in the rank: what an adapter would count is counted as that goes.
+        """
+        begin = time.time()
+        self.train(**{**IDLE, "pcie_tx": 5e9})
+        time.sleep(copy)
+        self.train(**IDLE)
+        sending, ended, before = time.time(), threading.Event(), int(self.sent.read_text())
+        whole = len(self.ranks) * megabytes * 1_000_000
+
+        def count():
+            while not ended.wait(0.1):
+                part = min(1.0, (time.time() - sending) / seconds)
+                (self.folder / "sent").write_text(f"{before + int(part * whole)}\n")
+                os.replace(self.folder / "sent", self.sent)
+
+        counting = threading.Thread(target=count)
+        counting.start()
+        self.together(self.ranks, "send", megabytes, seconds)
+        self.train()
+        end = time.time()
+        ended.set()
+        counting.join()
+        return begin, end
 
     def together(self, who, *command):
         if not command:

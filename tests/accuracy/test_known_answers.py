@@ -89,6 +89,101 @@ def test_a_hang_beside_quiet_adapters_is_waiting_and_they_are_looked_at_only_the
     assert not trace.looks
 
 
+class Upload(Trace):
+    """Training, but once a minute the GPUs stand for `copy` seconds of copies out of them and for `send` seconds more.
+
+    The host sends at `rate` in the latter; while it trains, collectives by RDMA and `beside` through the kernel.
+    """
+
+    def __init__(self, copy, send, rate=3e9, beside=1e6, *, adapters=True):
+        super().__init__(("steady", 240 + LAG), network=adapters)
+        self.copy, self.send, self.rate, self.beside = copy, send, rate, beside
+
+    def activity(self, gpu, before, now):
+        found, into = super().activity(gpu, before, now), self.into(before)
+        if not 0 <= into < self.copy + self.send:
+            return found
+        return replace(
+            found,
+            graphics_ratio=0.02,
+            sm_active_ratio=0.01,
+            tensor_ratio=0.0,
+            memory_bandwidth_ratio=0.01,
+            pcie_tx_bytes_per_second=5e9 if into < self.copy else 0.0,
+        )
+
+    def windows(self, before, now):
+        if not 0 <= self.into(before) < self.copy + self.send:
+            return super().windows(before, now)
+        return tuple(
+            replace(
+                window,
+                processes=tuple(
+                    sample._replace(read_chars=0, written_chars=0, made_bytes=0) for sample in window.processes
+                ),
+            )
+            for window in super().windows(before, now)
+        )
+
+    def into(self, moment):
+        return -1.0 if moment is None else (moment - START) % 60 - 20
+
+    def networks(self):
+        told = []
+        for window in super().networks():
+            into = self.into(window.since)
+            stands = into >= 0 and self.into(window.at) <= self.copy + self.send
+            kernel = self.rate if stands and into >= self.copy else 1e6 if stands else self.beside
+            told.append(replace(window, sent=kernel if stands else 20e9, kernel=kernel))
+        return tuple(told)
+
+
+def test_an_upload_lasts_while_the_gpus_stand_for_it_and_the_host_sends():
+    """4 s of copies and 30 s of sending: the network is what tells the latter."""
+    trace = Upload(4, 30).run()
+    stood = 34 / 60
+    near(
+        trace.shares(),
+        {"checkpoint": stood * 0.98, "compute": (1 - stood) * TRAINING + stood * 0.02, "host": (1 - stood) * 0.04},
+    )
+    assert [(found.mode, found.mount) for found in trace.checkpoints] == [("remote", "unknown")] * 4
+    for found in trace.checkpoints:
+        assert (found.seconds, found.stalled) == (pytest.approx(34, abs=1), pytest.approx(34, abs=1))
+        assert found.bytes == pytest.approx(2 * 4 * 5e9, rel=0.01)
+    assert not any(3 <= (look - START) % 60 < 20 for look in trace.looks), (
+        "adapters are looked at for it, and only then"
+    )
+
+
+def test_an_upload_beside_training_is_its_copy():
+    trace = Upload(4, 0, beside=0.5e9).run()
+    assert [found.mode for found in trace.checkpoints] == ["remote"] * 4
+    for found in trace.checkpoints:
+        assert found.seconds == pytest.approx(4, abs=1)
+
+
+@pytest.mark.parametrize("copy", [1, 4])
+def test_copies_that_the_host_sends_nowhere_are_no_checkpoint_whatever_its_collectives_carry(copy):
+    trace = Upload(copy, 0).run()
+    assert trace.looks
+    assert not trace.checkpoints
+    if copy == 1:
+        assert trace.shares().get("checkpoint", 0.0) < WITHIN
+
+
+def test_a_stall_after_the_copies_with_a_quiet_network_is_no_part_of_an_upload():
+    trace = Upload(4, 30, rate=1e6, beside=0.0).run()
+    assert not trace.checkpoints
+    assert trace.shares().get("checkpoint", 0.0) < 5 / 60
+
+
+def test_without_adapters_that_tell_copies_are_all_the_evidence():
+    trace = Upload(4, 30, adapters=False).run()
+    assert [found.mode for found in trace.checkpoints] == ["remote"] * 4
+    for found in trace.checkpoints:
+        assert found.seconds == pytest.approx(4, abs=1)
+
+
 def test_ten_minutes_of_checkpoints_an_hour_are_a_sixth():
     """The guide's own case, 16.7 %: 15 stalls of 40 s. The few kernels that run meanwhile are computing."""
     trace = Trace(("checkpoint-stall", 1800), ("steady", 1800 + LAG)).run()

@@ -74,8 +74,22 @@ def many(rig, megabytes, seconds):
 
 
 def upload(rig, megabytes, seconds):
-    """What leaves the GPUs is a real one's; what goes over the socket is a sample."""
-    return rig.stand("send", megabytes, seconds, pcie_tx=5e9)
+    """The copy out of the GPUs is over in a second; the GPUs stand until it is sent."""
+    return rig.upload(megabytes, seconds, copy=DIP)
+
+
+@pytest.mark.slow
+def test_an_upload_is_told_from_its_copy_to_the_last_byte_sent(rig):
+    begin, end = rig.upload(640, 8.0, copy=DIP)
+    time.sleep(SETTLED)
+    (found,) = rig.found
+    assert (found.mount, found.mode) == ("unknown", "remote")
+    assert found.started == pytest.approx(begin, abs=POLL)
+    assert found.ended == pytest.approx(end, abs=POLL)
+    assert rig.accounts("0")["checkpoint"] == pytest.approx(end - begin, abs=POLL)
+    rig.stand(seconds=DIP, pcie_tx=5e9)
+    time.sleep(SETTLED)
+    assert rig.found == [found], "an offload that is sent nowhere is none"
 
 
 def neighbour(rig, megabytes, seconds):
@@ -100,6 +114,7 @@ KINDS = {
     # A process on a GPU has many GB to leave: one that is over within a second is not to be told.
     "core dump": Kind(3, None, lambda rig, megabytes, _: rig.stand("dump", str(rig.folder), 4 * megabytes)),
     "neighbour": Kind(4, None, neighbour),
+    "offload": Kind(3, None, lambda rig, _, __: rig.stand(seconds=DIP, pcie_tx=5e9)),
     "no stall": Kind(2, None, without_a_stall),
     "burning": Kind(2, None, lambda rig, _, seconds: rig.stand("burn", seconds)),
     "nothing": Kind(2, None, lambda rig, _, seconds: rig.stand(seconds=seconds)),

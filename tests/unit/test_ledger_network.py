@@ -62,6 +62,44 @@ def test_adapters_are_wanted_while_a_gpu_is_lone_and_a_little_longer():
     assert not networks.wanted(4.0, [TRAIN])
 
 
+LONG = (0.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("sent", "kernel", "stood", "expected"),
+    [
+        pytest.param(3e9, 3e9, LONG, 3e9, id="through the kernel"),
+        pytest.param(3e9, 3e9, (0.0, 10.5), 3e9, id="the same when the GPUs work again"),
+        pytest.param(3e9, 0.0, LONG, 3e9, id="RDMA while the GPUs stand"),
+        pytest.param(3e9, 0.0, (0.0, 10.5), 0.0, id="RDMA that may be a collective"),
+        pytest.param(3e9, None, (10.5, 99.0), 0.0, id="the same with no interface to be seen"),
+        pytest.param(40e6, 40e6, LONG, 0.0, id="what a host sends anyway"),
+    ],
+)
+def test_what_counts_as_sent(sent, kernel, stood, expected):
+    networks = Networks(LIMITS)
+    networks.take(11.0, [Network(10.0, 11.0, {}, sent, kernel)])
+    assert networks.uploaded(9.0, 30.0, stood) == expected
+    assert networks.uploaded(10.5, 30.0, stood) == expected / 2
+    assert networks.told_after(10.0) == (0.0 if kernel is None else 1.0)
+
+
+def test_what_the_hosts_own_drives_take_was_put_somewhere_though_nobody_called_write():
+    networks = Networks(LIMITS)
+    networks.drives(10.0, 11.0, 2e9)
+    assert networks.uploaded(10.0, 11.0, LONG) == 2e9
+    assert networks.told_after(10.0) == 0.0, "it says nothing of the network"
+    networks.take(30.0, ())
+    assert networks.uploaded(10.0, 11.0, LONG) == 0.0, "forgotten"
+
+
+def test_adapters_are_wanted_for_copies_out_of_a_gpu_and_while_a_job_saves():
+    networks = Networks(LIMITS)
+    assert networks.wanted(1.0, [replace(TRAIN, copied=1e9)])
+    assert not networks.wanted(5.0, [TRAIN])
+    assert networks.wanted(6.0, [TRAIN], saving=True)
+
+
 def test_what_is_old_is_forgotten():
     networks = Networks(LIMITS)
     networks.take(11.0, [Network(10.0, 11.0, {"GPU-0": 20e9})])

@@ -107,10 +107,56 @@ def test_a_driver_that_claims_more_than_any_has_is_not_asked_for_it():
             {"rx_priority_3_xoff.nic": 6, "tx_priority_3_xoff.nic": 0, "rx_priority_3_xon.nic": 6},
             Physical((Pause("3", 6, 0, None, None),), (), (), ()),
         ),
+        (
+            {
+                "rx_prio3_pause": 1,
+                **{f"rx_prio{priority}_discards": int(priority == 5) for priority in range(8)},
+                "rx_prio3_buf_discard": 4,
+                "rx_prio3_cong_discard": 0,
+                "rx_prio8_discards": 9,
+            },
+            Physical(
+                (Pause("3", 1),),
+                *((), (), ()),
+                (("3", "port", 0), ("3", "buffer", 4), ("3", "congestion", 0), ("5", "port", 1)),
+            ),
+        ),
+        (
+            {
+                "rx_stat_discard": 5,
+                "tx_stat_discard": 1,
+                "rx_fcs_err_frames": 3,
+                "rx_pcs_symbol_err": 8,
+                "rx_discard_packets_cos3": 5,
+                "[0]: rx_discards": 2,
+                "rx_total_discard_pkts": 2,
+            },
+            Physical((), (), (("rx", 5), ("tx", 1)), (("crc", 3), ("symbol", 8))),
+        ),
+        (
+            {
+                "rx_dropped.nic": 5,
+                "rx_dropped": 2,
+                "tx_dropped_link_down.nic": 1,
+                "rx_crc_errors.nic": 3,
+                "illegal_bytes.nic": 8,
+            },
+            Physical((), (), (("rx", 5), ("tx", 1)), (("crc", 3), ("symbol", 8))),
+        ),
         ({"rx_packets": 5, "rx_prio3_pause_transition": 1, "rx_prio9_pause": 2}, Physical((), (), (), ())),
         ({}, Physical((), (), (), ())),
     ],
-    ids=["mlx5 with PFC", "mlx5 without", "bnxt_en", "ice", "nothing of these", "nothing"],
+    ids=[
+        "mlx5 with PFC",
+        "mlx5 without",
+        "bnxt_en",
+        "ice",
+        "mlx5 loses by priority",
+        "bnxt_en loses",
+        "ice loses",
+        "nothing of these",
+        "nothing",
+    ],
 )
 def test_pauses_come_by_priority_under_each_drivers_names(statistics, physical):
     assert parse_physical(statistics) == physical

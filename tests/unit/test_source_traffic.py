@@ -58,6 +58,7 @@ def test_two_looks_tell_each_adapters_bytes_and_loopback_is_none(tmp_path, clock
     told = adapters.look()
     assert told.seconds == 1.0
     assert told.adapters == (Carried(NIC, 1000, 2000), Carried(FRONT, 0, 7)), "4-byte words; the greater of the two"
+    assert told.sent == 7, "through the kernel"
 
 
 def test_after_a_pause_a_look_only_begins_a_window(tmp_path, clock, adapters):
@@ -91,7 +92,9 @@ def test_in_a_container_rdma_ports_are_told_without_the_hosts_interfaces(tmp_pat
     adapters = Adapters(plant(tmp_path, files), clock)
     adapters.look()
     clock.time += 1.0
-    assert adapters.look().adapters == (Carried(NIC, 0, 0),)
+    told = adapters.look()
+    assert told.adapters == (Carried(NIC, 0, 0),)
+    assert told.sent is None, "what the host sends through the kernel is not known"
 
 
 def test_a_host_without_adapters_tells_nothing(tmp_path, clock):

@@ -22,8 +22,9 @@ _SIZES = (1e9, 4e9, 16e9, 64e9, 140e9, 256e9, 512e9, 1e12, 2e12)
 CHECKPOINT_SECONDS = histogram(
     "gpuhost_checkpoint_duration_seconds",
     "Seconds that checkpoints took, by mount and mode. sync: the GPUs stand while the job writes. async: they stand "
-    "for a copy, then it writes beside training, which counts here. remote: no file is written, the copies out of "
-    "the GPUs tell. Good for 140 GB is under 7.",
+    "for a copy, then it writes beside training, which counts here. remote: no file is written; copies out of the "
+    "GPUs tell, and that the host sends over its network (whoever does), where its interfaces can be read. Good for "
+    "140 GB is under 7.",
     "mount",
     "mode",
 )

@@ -247,7 +247,9 @@ class LedgerCollector(Collector):
             near = [carried[address] for address in self._nearness.nearest(gpu.bdf, carried)[1]]
             moved = max(sum(each.received for each in near), sum(each.sent for each in near))
             rates[gpu.uuid] = moved / traffic.seconds
-        return self._network_of(traffic.since, traffic.at, rates)
+        sent = sum(each.sent for each in traffic.adapters) / traffic.seconds
+        kernel = None if traffic.sent is None else traffic.sent / traffic.seconds
+        return self._network_of(traffic.since, traffic.at, rates, sent, kernel)
 
     def _spend(self, at: float, uuid: str, account: str, seconds: float) -> None:
         self._hours.add(self._wall + at, uuid, account, seconds)

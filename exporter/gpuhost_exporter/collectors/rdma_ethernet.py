@@ -45,6 +45,15 @@ DISCARDS = counter(
     "device",
     "direction",
 )
+PRIORITY_DISCARDS = counter(
+    "gpuhost_rdma_priority_discards_total",
+    "Packets of a priority that the adapter dropped on arrival. reason port: the port had no buffer left; buffer: this "
+    "host's share of the adapter had none; congestion: this host was too slow. Good is no increase. Of priorities "
+    "without PFC only those that have lost some; mlx5 only.",
+    "device",
+    "priority",
+    "reason",
+)
 PHYSICAL_ERRORS = counter(
     "gpuhost_rdma_physical_errors_total",
     "Packets and symbols that arrived damaged at the physical port: crc and symbol. An increase means a cable, "
@@ -59,7 +68,10 @@ class RdmaEthernetCollector(Collector):
     help: ClassVar[str] = "Pauses, discards and damage at the Ethernet ports that carry RoCE"
     source: ClassVar[str] = "the network interfaces' statistics (SIOCETHTOOL, as ethtool -S)"
     interval: ClassVar[float] = 30.0  # the driver asks the adapter's firmware for these under a lock
-    specs: ClassVar[tuple[Spec, ...]] = (PAUSE, PAUSE_ASKED, PAUSE_FRAMES, PAUSE_STORMS, DISCARDS, PHYSICAL_ERRORS)
+    specs: ClassVar[tuple[Spec, ...]] = (
+        *(PAUSE, PAUSE_ASKED, PAUSE_FRAMES, PAUSE_STORMS),
+        *(DISCARDS, PRIORITY_DISCARDS, PHYSICAL_ERRORS),
+    )
 
     def poll(self, now: float) -> Iterator[Sample]:
         interfaces = {
@@ -81,6 +93,8 @@ class RdmaEthernetCollector(Collector):
             for direction, frames in (("rx", pause.rx_frames), ("tx", pause.tx_frames)):
                 if frames is not None:
                     yield PAUSE_FRAMES(device, pause.priority, direction, value=frames)
+        for priority, reason, count in found.priority_discards:
+            yield PRIORITY_DISCARDS(device, priority, reason, value=count)
         for spec, counts in (
             (PAUSE_STORMS, found.storms),
             (DISCARDS, found.discards),

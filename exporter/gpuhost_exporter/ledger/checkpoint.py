@@ -6,10 +6,12 @@ everything up to the present: what has begun is known to be a checkpoint, if it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gpuhost_exporter.ledger.network import Networks
 from gpuhost_exporter.ledger.piece import Piece, Work
 from gpuhost_exporter.ledger.thresholds import Thresholds
 
@@ -19,6 +21,8 @@ _BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D is sti
 _TAIL_SHARE = 0.1
 _CALL_SECONDS = 10.0  # a write that was under way when its job was first seen may take so long to be counted, whole
 _USUAL_SECONDS = 60.0  # what a job writes all the time is learned over so long
+_SENT_SECONDS = 1.0  # at the rate of an upload: so much has to be sent
+_UNSENT_SECONDS = 1.5  # copies after which so long nothing was sent are no upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class _Episode:
     wrote_beside: float = 0.0  # while the GPUs worked
     made: float = 0.0  # in all, without what was only copied
     copied: float = 0.0
+    sent: float = 0.0
     mounts: dict[str, float] = field(default_factory=dict)
     gpu_seconds: float = 0.0
 
@@ -92,6 +97,12 @@ class Watch:
             mode = "sync"  # what is copied out first is often written next
         return UNKNOWN_MOUNT if mode == "remote" else last_mount(episode.mounts, episode.made), mode
 
+    @property
+    def may_upload(self) -> bool:
+        """Whether it matters what the host's network adapters send: there are copies, and files have not got them."""
+        episode = self._episode
+        return episode is not None and episode.copied > 0 and episode.made < self._limits.checkpoint_bytes
+
     def covers(self, since: float, at: float) -> bool:
         """Whether the job stood for a checkpoint at some moment of that stretch."""
         episode = self._episode
@@ -115,11 +126,13 @@ class Watch:
         at: float,
         pieces: Sequence[Sequence[Piece]],
         works: Sequence[Work],
+        networks: Networks | None = None,
         *,
         starting: bool = False,
     ) -> Checkpoint | None:
         """Go on from one moment to the next. `pieces`: of each GPU of the job, up to the present; `works`: of the job;
-        `starting`: none of its GPUs has done anything yet that could be saved.
+        `networks`: of the host, where it has any that tell; `starting`: none of its GPUs has done anything yet that
+        could be saved.
 
         Returns the checkpoint that ended.
         """
@@ -165,7 +178,9 @@ class Watch:
         if writing or copies:
             episode.wrote_at = at
         held_up = blocked and at - episode.wrote_at < _BLOCKED_SECONDS
-        if still and (writing or copies or held_up):
+        sent = networks.uploaded(since, at, self._stood(pieces, since)) if networks and episode.copied else 0.0
+        episode.sent += sent
+        if still and (writing or copies or held_up or sent):
             begin = max(since, min(piece.since for of_gpu in standing for piece in of_gpu))
             end = min(at, max(piece.at for of_gpu in standing for piece in of_gpu))
             episode.active = end
@@ -173,7 +188,7 @@ class Watch:
             episode.stalled += end - begin
             _extend(episode.stalls, begin, end)
             episode.wrote_stalled += wrote
-            episode.made += made
+            episode.made += made if writing or copies or held_up else 0.0  # no log beside an upload is its own
             episode.copied += copied(pieces, since, at)
         elif writing and here:  # that a job without GPUs still saves nobody knows: HOST's bytes are everybody's
             episode.active = at
@@ -186,11 +201,14 @@ class Watch:
                 if work.since < at and since < work.at and work.wrote:
                     mount = work.mount or UNKNOWN_MOUNT
                     episode.mounts[mount] = episode.mounts.get(mount, 0.0) + wrote
+        unsent = episode.told and networks is not None and self._unsent(episode, at, pieces, networks)
         if not episode.known:
-            episode.known = self._bytes_so_far(episode, at, pieces, works) >= limits.checkpoint_bytes
+            episode.known = self._bytes_so_far(episode, at, pieces, works, unsent=unsent) >= limits.checkpoint_bytes
         if at - episode.active >= limits.checkpoint_quiet_seconds:
             self._episode = None
-            return self._closed(episode) if episode.known else None
+            # One that was taken for an upload while it copied may turn out to be none.
+            none = not episode.known or (unsent and episode.made < limits.checkpoint_bytes)
+            return None if none else self._closed(episode)
         return None
 
     def _follow(
@@ -216,11 +234,31 @@ class Watch:
             self._known_since, self._heard = max(self._known_since, works[0].since), True
         return before
 
+    def _unsent(self, episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], networks: Networks) -> bool:
+        """Whether the host's adapters tell that what was copied went nowhere: an offload to the host's memory."""
+        later = networks.uploaded(at, math.inf, self._stood(pieces, at))
+        if episode.sent + later >= self._limits.upload_bytes_per_second * _SENT_SECONDS:
+            return False
+        last = max((piece.at for of_gpu in pieces for piece in of_gpu if piece.copying), default=episode.started)
+        return networks.told_after(last) >= _UNSENT_SECONDS
+
+    def _stood(self, pieces: Sequence[Sequence[Piece]], moment: float) -> tuple[float, float]:
+        """From when until when all GPUs of the job stand around that moment, as far as is known."""
+        begin, end = -math.inf, math.inf
+        for of_gpu in pieces:
+            for piece in of_gpu:
+                if not stands(piece, self._limits):
+                    begin = max(begin, piece.at) if piece.at <= moment else begin
+                    end = min(end, piece.since) if piece.at > moment else end
+        return begin, end
+
     @staticmethod
-    def _bytes_so_far(episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work]) -> float:
+    def _bytes_so_far(
+        episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work], *, unsent: bool
+    ) -> float:
         """With what has come since the moment that is being settled."""
-        later = _bytes(works, at, float("inf"), _made)
-        return max(episode.made + later, episode.copied + copied(pieces, at, float("inf")))
+        made = episode.made + _bytes(works, at, math.inf, _made)
+        return made if unsent else max(made, episode.copied + copied(pieces, at, math.inf))
 
     def _mode(self, episode: _Episode) -> Mode:
         if episode.told and episode.made < self._limits.checkpoint_bytes <= episode.copied:

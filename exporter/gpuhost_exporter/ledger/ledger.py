@@ -109,7 +109,8 @@ class Ledger:
 
     def wants_network(self, now: float) -> bool:
         """Whether what the network adapters carry now would decide anything."""
-        return self._networks.wanted(now, (gpu.latest for gpu in self._gpus.values() if gpu.latest))
+        saving = any(job.watch.may_upload for job in self._jobs.values())
+        return self._networks.wanted(now, (gpu.latest for gpu in self._gpus.values() if gpu.latest), saving=saving)
 
     def checkpoints_running(self) -> dict[str, float]:
         """job -> when the checkpoint that it stands for began."""
@@ -148,6 +149,8 @@ class Ledger:
         for evidence in windows:
             if evidence.at > max(self._evidence_at, evidence.since):
                 self._evidence_at = evidence.at
+                written = sum(device.write_bytes for device in evidence.host.devices or ())
+                self._networks.drives(evidence.since, evidence.at, written)
                 self._owners = jobs_of(evidence)
                 self._members = {each.pid: each.job for each in evidence.processes if each.job} | self._owners
                 self.worlds = {each.key: each.world_size for each in evidence.jobs if each.world_size}
@@ -248,7 +251,7 @@ class Ledger:
             if job.marks:
                 ended += (job.watch.interrupt(), job.marks.advance(since, horizon, pieces, works))
             else:
-                ended.append(job.watch.advance(since, horizon, pieces, works, starting=starting))
+                ended.append(job.watch.advance(since, horizon, pieces, works, self._networks, starting=starting))
         return [found for found in ended if found]
 
     def _settle(self, horizon: float, products: Mapping[str, str]) -> None:

@@ -25,6 +25,7 @@ class Thresholds:
     classic_seconds: float = 60.0  # for so long
     copy_bytes_per_second: float = 0.25e9  # out of an idle GPU over PCIe: a copy to the host
     write_bytes_per_second: float = 50e6  # of a job, above what it writes all the time
+    upload_bytes_per_second: float = 50e6  # that the host sends after copies out of a job's GPUs, whoever sends it
     read_bytes_per_second: float = 20e6  # of a job, while its GPU is idle
     checkpoint_bytes: float = 256e6
     checkpoint_quiet_seconds: float = 2.0

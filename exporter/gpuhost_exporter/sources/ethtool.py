@@ -6,10 +6,14 @@
          rx_prio3_pause_duration: 91220   microseconds in which the port sent nothing of the priority
          tx_prio3_pause: 0                frames that this port sent
          rx_discards_phy: 0
+         rx_prio3_discards: 0             of those that the port had no buffer for
+         rx_prio3_buf_discard: 0          the same of this host's share; rx_prio3_cong_discard: congestion
          rx_crc_errors_phy: 0
 
 mlx5 shows a priority's pauses only where PFC is on for it, and the global ones only without PFC. bnxt_en calls the
 durations pfc_pri3_rx_duration_us and the frames rx_pfc_ena_frames_pri3; ice has frames only, tx_priority_3_xoff.nic.
+Discards are rx_stat_discard and rx_dropped.nic there, damage rx_fcs_err_frames and rx_crc_errors.nic. bnxt_en has
+discards by class of service too (rx_discard_packets_cos3), which is not the priority.
 The driver takes a lock and asks the adapter's firmware: seldom, please.
 """
 
@@ -60,6 +64,7 @@ class Physical:
     storms: tuple[tuple[str, int], ...]  # warning, error
     discards: tuple[tuple[str, int], ...]  # rx, tx
     errors: tuple[tuple[str, int], ...]  # crc, symbol
+    priority_discards: tuple[tuple[str, str, int], ...] = ()  # priority, one of port, buffer, congestion, count
 
 
 class Network:
@@ -127,8 +132,22 @@ _PAUSES = (
     (re.compile(r"tx_priority_([0-7])_xoff\.nic"), "tx_frames", 1.0),
 )
 _STORMS = (("warning", "tx_pause_storm_warning_events"), ("error", "tx_pause_storm_error_events"))
-_DISCARDS = (("rx", "rx_discards_phy"), ("tx", "tx_discards_phy"))
-_ERRORS = (("crc", "rx_crc_errors_phy"), ("symbol", "rx_symbol_err_phy"))
+# mlx5, bnxt_en, ice: an interface has the names of one of them.
+_DISCARDS = (
+    *(("rx", "rx_discards_phy"), ("tx", "tx_discards_phy")),
+    *(("rx", "rx_stat_discard"), ("tx", "tx_stat_discard")),
+    *(("rx", "rx_dropped.nic"), ("tx", "tx_dropped_link_down.nic")),
+)
+_ERRORS = (
+    *(("crc", "rx_crc_errors_phy"), ("symbol", "rx_symbol_err_phy")),
+    *(("crc", "rx_fcs_err_frames"), ("symbol", "rx_pcs_symbol_err")),
+    *(("crc", "rx_crc_errors.nic"), ("symbol", "illegal_bytes.nic")),
+)
+_PRIORITY_DISCARDS = (
+    ("port", "rx_prio{}_discards"),
+    ("buffer", "rx_prio{}_buf_discard"),
+    ("congestion", "rx_prio{}_cong_discard"),
+)
 
 
 def parse_physical(statistics: Mapping[str, int]) -> Physical:
@@ -144,6 +163,13 @@ def parse_physical(statistics: Mapping[str, int]) -> Physical:
         _counts(statistics, _STORMS),
         _counts(statistics, _DISCARDS),
         _counts(statistics, _ERRORS),
+        # mlx5 has them of all eight; what is without PFC and has lost nothing says nothing.
+        tuple(
+            (priority, reason, statistics[name])
+            for priority in "01234567"
+            for reason, pattern in _PRIORITY_DISCARDS
+            if (name := pattern.format(priority)) in statistics and (priority in found or statistics[name])
+        ),
     )
 
 

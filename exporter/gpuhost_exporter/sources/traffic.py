@@ -27,6 +27,7 @@ from gpuhost_exporter.sources.rdma_counters import PortCounters
 LONGEST_SECONDS = 3.0  # between two looks that make a window; after a longer pause a look only begins one
 _SEARCH_SECONDS = 60.0
 _KEPT = 16
+_NET = "net "
 
 
 class Carried(NamedTuple):
@@ -42,6 +43,9 @@ class Traffic:
     since: float
     at: float
     adapters: tuple[Carried, ...]
+    # Bytes that interfaces sent through the kernel, all together: RDMA is not among them. None where no interface of an
+    # adapter is to be seen, as in a container, whatever the host sends.
+    sent: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -76,6 +80,7 @@ class Adapters:
         since, self._at = self._at, now
         before, self._before = self._before, {}
         found: dict[str, Carried] = {}
+        sent: int | None = None
         for name, address, read in self._counters:
             try:
                 now_read = read()
@@ -84,11 +89,13 @@ class Adapters:
             self._before[name] = now_read
             if name in before:
                 grown = [max(0, new - old) for new, old in zip(now_read, before[name], strict=True)]
+                if name.startswith(_NET):
+                    sent = (sent or 0) + grown[1]
                 known = found.get(address, Carried(address, 0, 0))
                 found[address] = Carried(address, max(known.received, grown[0]), max(known.sent, grown[1]))
         if not found or now - since > LONGEST_SECONDS:
             return None
-        return Traffic(since, now, tuple(found.values()))
+        return Traffic(since, now, tuple(found.values()), sent)
 
 
 class NetworkTraffic:
@@ -147,7 +154,7 @@ def _interfaces(root: Root) -> Iterator[_Counter]:
         folder = f"{root.sys}/class/net/{name}"
         if os.path.exists(f"{folder}/device"):
             address = pci.address(link_target(f"{folder}/device"))
-            yield _Counter(f"net {name}", address, partial(_statistics, folder))
+            yield _Counter(f"{_NET}{name}", address, partial(_statistics, folder))
 
 
 def _octets(counters: PortCounters) -> tuple[int, int]:
