@@ -56,6 +56,7 @@ bench: $(VENV)/.dev
 	PYTHONPATH=tests $(VENV)/bin/python tests/bench/fleet.py
 	PYTHONPATH=tests $(VENV)/bin/python tests/bench/rules.py
 	PYTHONPATH=tests $(VENV)/bin/python tests/bench/ledger.py
+	PYTHONPATH=tests $(VENV)/bin/python tests/bench/latency.py
 
 metrics: $(VENV)/.run
 	$(VENV)/bin/gpuhost-exporter metrics > exporter/METRICS.md
