@@ -102,7 +102,9 @@ def test_an_alert_has_all_that_somebody_woken_needs(rule):
     assert set(body["annotations"]) == {"summary", "dashboard_url", "runbook_url"}
     assert body["annotations"]["runbook_url"] == f"{BASE}/runbooks/{rule.name}.md"
     assert re.fullmatch(
-        re.escape(f"{BASE}/d/gpuhost-") + r"[a-z]+\?var-instance=\{\{ \$labels\.instance \}\}",
+        re.escape(f"{BASE}/d/gpuhost-")
+        + r"[a-z]+"
+        + re.escape("?{{ with $labels.cluster }}var-cluster={{ . }}&{{ end }}var-instance={{ $labels.instance }}"),
         body["annotations"]["dashboard_url"],
     )
 
