@@ -72,6 +72,7 @@ SCENARIOS = {
     "xid-79": expected(pages="GpuhostGPUNeedsReset 6"),
     "driver-hung": expected(pages="GpuhostGPUHung 3"),
     "driver-crash": expected(),
+    "network-collective": expected(),
 }
 
 
