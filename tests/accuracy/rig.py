@@ -43,7 +43,9 @@ class Rig:
 
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
-        self.path = str(self.folder / "control.json")
+        # In memory: replacing a file on a disk that a checkpoint is written to takes most of a second.
+        self.memory = Path(tempfile.mkdtemp(dir="/dev/shm"))
+        self.path = str(self.memory / "control.json")
         self.clock = SystemClock()
         control.create(self.path, "h100x8", "steady", self.clock, real_roots=True)
         environment = {"SLURM_JOB_ID": "77", "WORLD_SIZE": "2"}
@@ -54,7 +56,7 @@ class Rig:
         self.daemon = Daemon(
             self.folder,
             "--collector.ledger",
-            f"--path.sysfs={self.folder}/sys",
+            f"--path.sysfs={self.memory}/sys",
             *("--simulate", "h100x8:steady", "--simulate.control", self.path),
         )
         self.found = []
@@ -66,13 +68,13 @@ class Rig:
     def _adapter(self):
         """/sys as it is, but for the network: one adapter, whose counter of bytes sent is a file."""
         for real, below, left_out in (("/sys", "sys", "class"), ("/sys/class", "sys/class", "net")):
-            (self.folder / below).mkdir()
+            (self.memory / below).mkdir()
             for entry in os.listdir(real):
                 if entry != left_out:
-                    (self.folder / below / entry).symlink_to(f"{real}/{entry}")
+                    (self.memory / below / entry).symlink_to(f"{real}/{entry}")
         for folder in ("statistics", "device"):
-            (self.folder / f"sys/class/net/up0/{folder}").mkdir(parents=True)
-        counters = self.folder / "sys/class/net/up0/statistics"
+            (self.memory / f"sys/class/net/up0/{folder}").mkdir(parents=True)
+        counters = self.memory / "sys/class/net/up0/statistics"
         for name in ("rx_bytes", "tx_bytes"):
             (counters / name).write_text("0\n")
         return counters / "tx_bytes"
@@ -93,6 +95,7 @@ class Rig:
         for worker in (*self.ranks, self.neighbour):
             worker.__exit__()
         shutil.rmtree(self.folder)
+        shutil.rmtree(self.memory)
 
     @property
     def mount(self):
@@ -138,8 +141,8 @@ class Rig:
         def count():
             while not ended.wait(0.1):
                 part = min(1.0, (time.time() - sending) / seconds)
-                (self.folder / "sent").write_text(f"{before + int(part * whole)}\n")
-                os.replace(self.folder / "sent", self.sent)
+                (self.memory / "sent").write_text(f"{before + int(part * whole)}\n")
+                os.replace(self.memory / "sent", self.sent)
 
         counting = threading.Thread(target=count)
         counting.start()

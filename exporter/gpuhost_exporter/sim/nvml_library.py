@@ -24,7 +24,7 @@ _MISMATCH = 18  # the driver is another than the library's: it concerns whoever 
 _GPU_ADDRESS = 0x7F10_0000_0000
 _MIG_ADDRESS = 0x7F20_0000_0000
 _STATE_SECONDS = 0.1  # a GPU's state is computed at most so often
-_CONTROL_SECONDS = 0.5  # and the control file looked at
+_CONTROL_SECONDS = 0.05  # and the control file looked at: what has been told meanwhile goes by the levels before
 
 # In pynvml by that name, but no functions of the library.
 _HELPERS = frozenset({"nvmlExceptionClass", "nvmlFriendlyObjectToStruct", "nvmlStructToFriendlyObject"})

@@ -92,7 +92,10 @@ class ProfilingCalls(Library):
         old, new = self._sample(metricsGet.sample1), self._sample(metricsGet.sample2)
         seconds = new.at - old.at
         if seconds > 0:
-            mean = GpuLevels._make([(end - begin) / seconds for begin, end in zip(old.totals, new.totals, strict=True)])
+            # Never below 0, as between samples of which the first is a moment ahead of a change of the control file.
+            mean = GpuLevels._make(
+                [max(0.0, end - begin) / seconds for begin, end in zip(old.totals, new.totals, strict=True)]
+            )
         elif self._timeline.control.frozen is not None:
             mean = new.levels
         else:
