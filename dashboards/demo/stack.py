@@ -96,6 +96,15 @@ def answers(url: str, processes: Processes, name: str) -> None:
             time.sleep(0.1)
 
 
+def _of_instance(label: str) -> dict[str, Any]:
+    return {
+        "source_labels": [label, "instance"],
+        "regex": "(.+);(.+)",
+        "target_label": label,
+        "replacement": "$1 of $2",
+    }
+
+
 @dataclass(slots=True)
 class Prometheus:
     processes: Processes
@@ -105,6 +114,7 @@ class Prometheus:
     rules: Sequence[Path] = tuple(RULES)
     every: int = SCRAPE_SECONDS  # scrapes and evaluates
     hasty: bool = False  # evaluates all rules that often, also those with an interval of their own
+    own_jobs: bool = False  # simulated hosts all run the same job: tells one for each
 
     @property
     def url(self) -> str:
@@ -123,6 +133,7 @@ class Prometheus:
             "scrape_configs": [
                 {
                     "job_name": "gpuhost-demo",
+                    "metric_relabel_configs": [_of_instance("exported_job"), _of_instance("run")] * self.own_jobs,
                     "static_configs": [
                         {"targets": [f"127.0.0.1:{port}"], "labels": {"instance": instance, "cluster": "demo"}}
                         for instance, port in self.targets.items()

@@ -19,7 +19,7 @@ from gpuhost_exporter.sim import scenario
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 SCALE = 12
 EVERY = 3  # seconds: a range of five minutes has eight samples
-AT_ONCE = 11  # hosts: about half of two processors
+AT_ONCE = 12  # hosts: about half of two processors
 BASELINE = 10.0  # seconds of health before, so that counters have something to rise from
 # From the switch until nothing more can come: faults begin after 20 s, and the longest `for` of a page or of a ticket
 # that scenarios lead to is half an hour.

@@ -116,7 +116,9 @@ class Delivery:
         for daemon in self._daemons.values():
             daemon.ready()
         targets = {host: daemon.port for host, daemon in self._daemons.items()}
-        self.prometheus = stack.Prometheus(self._processes, targets, alertmanager=port, rules=rules, every=self._every)
+        self.prometheus = stack.Prometheus(
+            self._processes, targets, alertmanager=port, rules=rules, every=self._every, own_jobs=True
+        )
         self.prometheus.start()
 
     def _routing(self) -> Path:
