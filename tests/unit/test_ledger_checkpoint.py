@@ -70,6 +70,16 @@ def test_it_lasts_while_the_gpus_stand_for_it_and_has_what_was_made(between, sec
     assert (found.mode, found.mount) == ("sync", mount)
 
 
+@pytest.mark.parametrize("calm", range(5, 13))
+def test_what_is_written_while_the_gpus_work_again_is_beside_them_wherever_the_steps_fall(calm):
+    """A second in which they stand and little is written yet, and two of writing: the former is the smaller part."""
+    calm = [second(TRAIN)] * calm
+    (beside,) = checkpoints(*calm, second(STAND, 150), second(TRAIN, 400), second(TRAIN, 100), *CALM)
+    assert (beside.mode, beside.bytes / 1e6) == ("async", pytest.approx(650, rel=0.01))
+    (sync,) = checkpoints(*calm, second(STAND, 400), second(HALF, 250), *CALM)
+    assert (sync.mode, sync.bytes / 1e6) == ("sync", pytest.approx(650, rel=0.01))
+
+
 @pytest.mark.parametrize(
     "between",
     [

@@ -187,7 +187,9 @@ class Watch:
             episode.tail = _worked([of_gpu[-1] for of_gpu in standing if of_gpu])
             episode.stalled += end - begin
             _extend(episode.stalls, begin, end)
-            episode.wrote_stalled += wrote
+            stood = _bytes(works, begin, end, _wrote)  # the GPUs may have gone on within it
+            episode.wrote_stalled += stood
+            episode.wrote_beside += wrote - stood
             episode.made += made if writing or copies or held_up else 0.0  # no log beside an upload is its own
             episode.copied += copied(pieces, since, at)
         elif writing and here:  # that a job without GPUs still saves nobody knows: HOST's bytes are everybody's
