@@ -22,15 +22,17 @@ def culprits(scope: Scope, by: str, width: int, only: str = "") -> Placed:
             Column("GPU", label="gpu", width=60),
             Column("Kind", label="kind", width=100),
             Column("Evidence", label="evidence"),
+            Column("XID", label="xid", width=60),
             Column(
                 "Job stood for",
-                f"max by ({by}, kind, evidence) ({blamed}) * on ({by}) group_left () max by ({by}) ({stood})",
+                f"max by ({by}, kind, evidence, xid) ({blamed}) * on ({by}) group_left () max by ({by}) ({stood})",
                 unit="s",
                 decimals=0,
             ),
         ),
         why="GPUs that held their job up in the time at the top of the page. not_joined: the siblings hung in a "
-        "collective that this one did not join. straggler: they waited for it for half a minute. Good is nobody.",
+        "collective that this one did not join; XID: its last error, if that came before. straggler: they waited for it "
+        "for half a minute. Good is nobody.",
         sort="Job stood for",
         most=8,
         empty="Nobody held a job up in this time: good. Or the hosts run without the ledger",

@@ -245,19 +245,25 @@ BOARD = Board(
                     width=6,
                 ),
                 timeline(
-                    "4. Packets are sent again",
+                    "4. Packets are lost or sent again",
                     (
+                        Line(
+                            "sum by (device, priority, reason)"
+                            f" (rate({H('gpuhost_rdma_priority_discards_total')}[$__rate_interval])) > 0",
+                            "{{device}} drops priority {{priority}}: {{reason}}",
+                        ),
                         Line(
                             _events("~retransmission|adaptive_retransmission|sequence_nak|implied_nak|.*timeout"),
                             "{{type}}",
                         ),
                         Line(_events("~rnr_nak|out_of_buffer|duplicate_request"), "{{type}}, slow receiver"),
                     ),
-                    why="What was lost on the way or came to a receiver that was not ready for it, a second. Good is "
-                    "none; timeouts stall the job.",
+                    why="What was lost on the way, dropped on arrival or came to a receiver that was not ready for it, a "
+                    "second. Dropped for port or buffer: PFC does not hold the senders back; for congestion: this host "
+                    "is too slow. Good is none; timeouts stall the job.",
                     unit="pps",
                     sparse=True,
-                    empty="Nothing was sent again in this time: good",
+                    empty="Nothing was lost in this time: good",
                     width=6,
                 ),
             ),
