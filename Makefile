@@ -1,5 +1,5 @@
 # make run    this host's metrics and status page; SIMULATE=h100x8 for a simulated GPU host
-# make test   lint, types and tests, about five minutes
+# make test   lint, types and tests, about eight minutes
 PYTHON ?= python3
 VENV := .venv
 ADDRESS ?= 127.0.0.1:19400

@@ -159,6 +159,35 @@ def test_what_the_host_wrote_is_counted_at_the_drives_once(tmp_path):
     assert [(device.name, device.read_bytes, device.write_bytes) for device in told.devices] == [("nvme0n1", 0, 5120)]
 
 
+@pytest.mark.parametrize(("level", "counted"), [("raid1", 4 * 512), ("raid0", 7 * 512)])
+def test_a_mirrors_copies_are_no_bytes_of_the_job(tmp_path, level, counted):
+    """md1 mirrors a partition of either disk and was given 3 sectors; 1 sector went to another partition."""
+
+    def told(array, members, disks):
+        rows = {"md1": array, "sda1": members, "sdb1": members, "sda": disks[0], "sdb": disks[1]}
+        text = "".join(f"8 0 {name} 1 0 8 1 1 0 {sectors} 1 0 1 1\n" for name, sectors in rows.items())
+        (tmp_path / "proc").mkdir(exist_ok=True)
+        (tmp_path / "proc/diskstats").write_text(text)
+
+    for disk in ("sda", "sdb"):
+        (tmp_path / f"sys/block/{disk}/{disk}1").mkdir(parents=True)
+        (tmp_path / f"sys/block/{disk}/{disk}1/partition").write_text("1\n")
+    (tmp_path / "sys/block/md1/md").mkdir(parents=True)
+    (tmp_path / "sys/block/md1/md/level").write_text(f"{level}\n")
+    (tmp_path / "sys/block/md1/slaves").mkdir()
+    for disk in ("sda", "sdb"):
+        (tmp_path / f"sys/block/md1/slaves/{disk}1").symlink_to(f"../../{disk}/{disk}1")
+    told(0, 0, (0, 0))
+    counters = writeback.HostCounters(Root.below(str(tmp_path)))
+    counters.refresh()
+    counters.look()
+    told(3, 3, (4, 3))
+    assert sum(device.write_bytes for device in counters.look().devices) == counted
+    told(3, 103, (104, 103))
+    resync = sum(device.write_bytes for device in counters.look().devices)
+    assert resync == (0 if level == "raid1" else 200 * 512), "a resync writes for nobody"
+
+
 def mount(folder, data):
     """md0 at `data`, a partition at the root."""
     (folder / "proc/self").mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ class CgroupIo:
 
 @dataclass(frozen=True, slots=True)
 class DeviceIo:
-    name: str  # "nvme0n1"; lowest devices only
+    name: str  # "nvme0n1": lowest devices, and redundant arrays in place of what they are made of
     read_bytes: int
     write_bytes: int
 

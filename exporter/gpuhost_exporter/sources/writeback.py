@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from gpuhost_exporter.errors import Malformed, SourceError
-from gpuhost_exporter.sources import mounts
+from gpuhost_exporter.sources import layers, mounts
 from gpuhost_exporter.sources.block import SECTOR_BYTES, Field
 from gpuhost_exporter.sources.evidence import DeviceIo, HostIo, MountIo
-from gpuhost_exporter.sources.files import Root, names, optional_text, read_text
+from gpuhost_exporter.sources.files import Root, followed, names, optional_names, optional_text, read_text
 
 T = TypeVar("T")
 
@@ -60,6 +60,18 @@ def stacked_numbers(root: Root) -> frozenset[str]:
     return frozenset(filter(None, (optional_text(f"{root.sys}/block/{name}/dev") for name in stacked)))
 
 
+def redundant_arrays(root: Root) -> dict[str, dict[str, str]]:
+    """Arrays that write more than they are given (copies, parity, a resync), each with its members, partitions too, and
+    what those are partitions of: {"md127": {"nvme4n1p2": "nvme4n1", "nvme5n1p2": "nvme5n1"}}."""
+    found = {}
+    for name in (each for each in optional_names(f"{root.sys}/block") if each.startswith("md")):
+        folder = f"{root.sys}/block/{name}"
+        if optional_text(f"{folder}/md/level") not in (None, "raid0", "linear"):
+            paths = {member: followed(f"{folder}/slaves", member) for member in optional_names(f"{folder}/slaves")}
+            found[name] = {member: os.path.basename(layers.drive_folder(path)) for member, path in paths.items()}
+    return found
+
+
 def mounted_devices(root: Root) -> dict[str, str]:
     """Mount point by the device that is mounted there: a partition, an array, a mapped device or a whole disk."""
     try:
@@ -90,6 +102,7 @@ class HostCounters:
         self._root = root
         self._names: frozenset[str] = frozenset()
         self._points: dict[str, str] = {}
+        self._arrays: dict[str, dict[str, str]] = {}
         self._pages: Pages | None = None
         self._drives: dict[str, Drive] = {}
 
@@ -97,10 +110,11 @@ class HostCounters:
         """Look for disks and mounts that have come or gone."""
         self._names = drive_names(self._root)
         self._points = mounted_devices(self._root)
+        self._arrays = redundant_arrays(self._root)
 
     def look(self) -> HostIo:
         pages, before = _told(parse_vmstat, f"{self._root.proc}/vmstat"), self._pages
-        wanted = self._names | self._points.keys()
+        wanted = self._names.union(self._points, self._arrays, *self._arrays.values())
         drives = _told(lambda text: parse_drives(text, wanted), f"{self._root.proc}/diskstats") or {}
         drives_before = self._drives
         self._pages, self._drives = pages, drives
@@ -113,9 +127,24 @@ class HostCounters:
         return HostIo(
             pages.dirtied_bytes - before.dirtied_bytes if pages and before else None,
             pages.written_bytes - before.written_bytes if pages and before else None,
-            tuple(device for name, device in moved.items() if name in self._names) if drives_before else None,
+            self._devices(moved) if drives_before else None,
             max(mounted, key=lambda mount: mount.write_bytes, default=None),
         )
+
+    def _devices(self, moved: dict[str, DeviceIo]) -> tuple[DeviceIo, ...]:
+        """What went to a redundant array counts as its own bytes, once, and not as its members'."""
+        found = {name: device for name, device in moved.items() if name in self._names}
+        for array, members in self._arrays.items():
+            if array in moved and moved.keys() >= members.keys():
+                found[array] = _plus(found.get(array, DeviceIo(array, 0, 0)), moved[array], 1)
+                for member, whole in members.items():
+                    found[whole] = _plus(found.get(whole, DeviceIo(whole, 0, 0)), moved[member], -1)
+        return tuple(found.values())
+
+
+def _plus(device: DeviceIo, other: DeviceIo, times: int) -> DeviceIo:
+    read, written = device.read_bytes + times * other.read_bytes, device.write_bytes + times * other.write_bytes
+    return DeviceIo(device.name, read, written)
 
 
 def _told(parse: Callable[[str], T], path: str) -> T | None:
