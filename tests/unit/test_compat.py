@@ -79,6 +79,8 @@ def test_the_table_names_metrics_and_labels_that_there_are():
         ("gpuhost_gpu_power_watts", 640.25, {}, "DCGM_FI_DEV_POWER_USAGE", 640.25),
         ("gpuhost_gpu_energy_joules_total", 12.5, {}, "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", 12500),
         ("gpuhost_gpu_utilization_ratio", 0.97, {}, "DCGM_FI_DEV_GPU_UTIL", 97),
+        ("gpuhost_gpu_encoder_utilization_ratio", 0.25, {}, "DCGM_FI_DEV_ENC_UTIL", 25),
+        ("gpuhost_gpu_decoder_utilization_ratio", 0.5, {}, "DCGM_FI_DEV_DEC_UTIL", 50),
         ("gpuhost_gpu_memory_used_bytes", 70 * 2**30, {}, "DCGM_FI_DEV_FB_USED", 71680),
         ("gpuhost_gpu_tensor_active_ratio", 0.45, {}, "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", 0.45),
         ("gpuhost_gpu_pcie_bytes_per_second", 2.6e9, {"direction": "tx"}, "DCGM_FI_PROF_PCIE_TX_BYTES", 2_600_000_000),
