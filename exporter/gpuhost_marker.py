@@ -11,6 +11,9 @@ Marking takes microseconds and never waits. Where nobody listens, nothing happen
 
 What is sent, one datagram each:  gpuhost/1 checkpoint start 81723912 0 step-500
                                   gpuhost/1 checkpoint end 81723912 7.204113 step-500
+
+The number after the serial one: at the end the seconds that it took; at the start how many others this process has
+open, within which or beside which it is. At 0, one that was not heard to end has ended.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ SOCKET = "/run/gpuhost-exporter/marker/socket"
 VARIABLE = "GPUHOST_MARKER_SOCKET"
 LONGEST_NAME = 128  # characters
 
+_open: set[int] = set()  # serials
+
 
 def checkpoint(name: str = "") -> Checkpoint:
     """Whatever happens within is one checkpoint. Mark what the GPUs stand for; `name` shows in the exporter's log."""
@@ -34,14 +39,15 @@ class Checkpoint:
     __slots__ = ("_name", "_serial", "_started")
 
     def __init__(self, name: str) -> None:
-        self._name = name[:LONGEST_NAME] if isinstance(name, str) else ""
+        self._name = name
         self._serial = 0
         self._started = 0.0
 
     def __enter__(self) -> None:
         self._serial = time.monotonic_ns()
         self._started = time.monotonic()
-        self._send("start", 0.0)
+        _open.add(self._serial)
+        self._send("start", len(_open) - 1)
 
     def __exit__(
         self,
@@ -49,13 +55,17 @@ class Checkpoint:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        _open.discard(self._serial)
         self._send("end", time.monotonic() - self._started)
 
-    def _send(self, verb: str, seconds: float) -> None:
-        text = f"gpuhost/1 checkpoint {verb} {self._serial} {seconds:.6f} {self._name}"
+    def _send(self, verb: str, number: float) -> None:
         try:
+            name = self._name[:LONGEST_NAME] if isinstance(self._name, str) else ""
+            text = f"gpuhost/1 checkpoint {verb} {self._serial} {number:.6f} {name}"
             # A socket for each datagram: none is left open in the training, inherited by a fork or closed by others.
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-                sender.sendto(text.encode("utf-8", "replace"), socket.MSG_DONTWAIT, os.environ.get(VARIABLE) or SOCKET)
-        except (OSError, ValueError):
-            return  # nobody listens, or not fast enough: the training goes on
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                # MSG_DONTWAIT would not do: after socket.setdefaulttimeout() Python tries again for so long.
+                sender.setblocking(False)
+                sender.sendto(text.encode("utf-8", "replace"), os.environ.get(VARIABLE) or SOCKET)
+        except Exception:  # noqa: BLE001
+            return  # nobody listens, not fast enough, or no such sockets here: the training goes on

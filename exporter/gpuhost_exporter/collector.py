@@ -17,6 +17,10 @@ from gpuhost_exporter.specs import Sample, Spec
 
 log = logging.getLogger(__name__)
 
+# A counter that begins at 1 has an increase of 0: one that begins late stands at 0 for so many seconds before it rises.
+# That is scraped also by who scrapes once a minute.
+AT_ZERO = 75.0
+
 
 def lifetime(interval: float) -> float:
     """Seconds after which what was read at this interval is withdrawn."""

@@ -49,37 +49,37 @@ def test_a_label_that_prometheus_renames_is_known_by_its_new_name():
     assert 'exported_job!~"a|b"' in found.stdout
 
 
-_READ_BACK = """
-import json, sys, warnings
-warnings.simplefilter("ignore")
-from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.cog.plugins import register_default_plugins
-from grafana_foundation_sdk.models.dashboard import Dashboard
-
-def lost(written, read, path):
-    if isinstance(written, dict):
-        for key, value in written.items():
-            yield from lost(value, read[key], f"{path}.{key}") if key in read else [f"{path}.{key}"]
-    elif isinstance(written, list):
-        for number, (one, other) in enumerate(zip(written, read, strict=True)):
-            yield from lost(one, other, f"{path}[{number}]")
-    elif written != read:
-        yield f"{path}: {written!r}, read as {read!r}"
-
-register_default_plugins()
-for file in sys.argv[1:]:
-    written = json.load(open(file))
-    read = json.loads(json.dumps(Dashboard.from_json(written), cls=JSONEncoder))
-    print(*lost(written, read, file), sep="\\n", end="")
-"""
+SCHEMA = os.path.join(os.path.dirname(__file__), "..", "support", "grafana_schema.py")
 
 
-def test_every_property_is_one_of_grafanas_schema(tmp_path):
-    """The SDK's models are made from Grafana's schemas and drop what these do not know."""
-    found = python("-c", _READ_BACK, *FILES)
+def test_every_board_is_of_grafanas_schema():
+    found = python("-W", "ignore", SCHEMA, *FILES)
     assert (found.returncode, found.stdout) == (0, ""), found.stderr
-    misspelt = tmp_path / "misspelt.json"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "complaint"),
+    [
+        ("fieldConfig.defaults.units", "s", "panels[{}].fieldConfig.defaults.units: unknown"),
+        ("gridPos.w", "12", "panels[{}].grid_pos.w: '12' is no int"),
+        ("transparent", 1, "panels[{}].transparent: 1 is no bool"),
+        ("title", ["Busy"], "panels[{}].title: ['Busy'] is no str"),
+        ("fieldConfig.defaults.color.mode", "rainbow", "color.mode: 'rainbow' is none of"),
+        ("fieldConfig.defaults.custom.drawStyle", "lines", "custom.draw_style: 'lines' is none of"),
+        ("fieldConfig.defaults.custom.fillOpacity", "10", "custom.fill_opacity: '10' is no float"),
+        ("options.legend.placement", "below", "options.legend.placement: 'below' is none of"),
+        ("targets.0.refId", 1, "targets[0].ref_id: 1 is no str"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "[" not in value else "",
+)
+def test_what_is_not_of_it_is_found(tmp_path, place, value, complaint):
     board = load(FILES[0])
-    board["panels"][0]["fieldConfig"]["defaults"]["units"] = "s"
-    misspelt.write_text(json.dumps(board))
-    assert python("-c", _READ_BACK, str(misspelt)).stdout.endswith("panels[0].fieldConfig.defaults.units")
+    number = next(number for number, panel in enumerate(board["panels"]) if panel["type"] == "timeseries")
+    *outer, last = place.split(".")
+    inside = board["panels"][number]
+    for name in outer:
+        inside = inside[int(name) if name.isdigit() else name]
+    inside[last] = value
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(board))
+    assert complaint.format(number) in python("-W", "ignore", SCHEMA, str(changed)).stdout

@@ -33,6 +33,8 @@ def samples(*readings):
         ("power_limit_max_watts", 700.0, "gpu_power_limit_max_watts"),
         ("sm_clock_limit_hertz", 1.2e9, "gpu_sm_clock_limit_hertz"),
         ("clocks_locked", True, "gpu_clocks_locked"),
+        ("encoder_ratio", 0.25, "gpu_encoder_utilization_ratio"),
+        ("decoder_ratio", 0.5, "gpu_decoder_utilization_ratio"),
     ],
     ids=lambda value: value if isinstance(value, str) and not value.startswith("gpu_") else "",
 )

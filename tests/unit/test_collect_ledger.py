@@ -12,6 +12,7 @@ from support.gpus import FakeNvml, gpu, host_of, poll
 from support.traces import Trace
 from trees import Link, plant
 
+from gpuhost_exporter.collector import AT_ZERO
 from gpuhost_exporter.collectors.checkpoints import RESULTS, Checkpoints
 from gpuhost_exporter.collectors.ledger import LedgerCollector
 from gpuhost_exporter.config import Price, Settings
@@ -277,7 +278,7 @@ def test_each_gpu_goes_by_the_adapters_nearest_to_it(tmp_path, two_sockets):
 @pytest.mark.parametrize(("parse", "is_openmetrics"), [(text, False), (openmetrics, True)])
 def test_histograms_are_what_prometheus_takes_for_one(tmp_path, parse, is_openmetrics):
     watched = Watched(tmp_path, ("checkpoint-sync", 60)).run()
-    watched.now += 1
+    watched.now += AT_ZERO
     page, _ = Renderer().block(watched.collector.poll(watched.now), is_openmetrics)
     families = {family.name: family for family in parse(page.decode() + "# EOF\n" * is_openmetrics)}
     family = families["gpuhost_checkpoint_duration_seconds"]
@@ -292,26 +293,45 @@ def ended(job, started, *, whole=True):
     return Checkpoint(job, "/data", "sync", started, 7.0, 7.0, 140e9, 14.0, whole=whole)
 
 
-def of(kinds, name):
-    found = {sample.spec.name: sample.value for sample in kinds.samples(0.0)}
+def of(kinds, name, now=1000.0):
+    found = {sample.spec.name: sample.value for sample in kinds.samples(now, 0.0)}
     return found.get(f"gpuhost_checkpoint_{name}")
 
 
 def test_two_jobs_that_save_in_turn_each_have_their_own_interval():
     kinds, told = Checkpoints(), []
     for job, started in (("a", 100.0), ("b", 130.0), ("a", 160.0), ("b", 250.0), ("c", 260.0), ("a", 280.0)):
-        kinds.add(ended(job, started))
+        kinds.add(ended(job, started), started + 10)
         told.append(of(kinds, "interval_seconds"))
     assert told == [None, None, 60.0, 120.0, None, 120.0]
 
 
 def test_a_remnant_counts_for_what_it_cost_alone():
     kinds = Checkpoints()
-    kinds.add(ended("a", 100.0, whole=False))
-    kinds.add(ended("a", 160.0))
+    kinds.add(ended("a", 100.0, whole=False), 110.0)
+    kinds.add(ended("a", 160.0), 170.0)
     assert of(kinds, "gpu_seconds_lost_total") == 28.0
     assert of(kinds, "interval_seconds") is None
-    counts = [sample.value for sample in kinds.samples(0.0) if sample.labels[-1] == "count"]
+    counts = [sample.value for sample in kinds.samples(1000.0, 0.0) if sample.labels[-1] == "count"]
     assert counts == [1, 1]
-    kinds.add(ended("a", 200.0, whole=False))
+    kinds.add(ended("a", 200.0, whole=False), 210.0)
     assert of(kinds, "last_timestamp_seconds") == 160.0
+
+
+def test_what_the_first_one_moves_was_at_0_for_the_slowest_scrape():
+    kinds = Checkpoints()
+
+    def told(now):
+        figures = {(sample.spec.name, sample.labels[-1]): sample.value for sample in kinds.samples(now, 0.0)}
+        names = (("duration_seconds", "count"), ("size_bytes", "sum"), ("gpu_seconds_lost_total", "sync"))
+        return [figures.get((f"gpuhost_checkpoint_{name}", part)) for name, part in names]
+
+    assert told(100.0) == [None] * 3
+    kinds.add(ended("a", 100.0), 110.0)
+    assert told(110.0) == [0, 0, 0]
+    assert of(kinds, "last_duration_seconds", 110.0) == 7.0, "a gauge need not wait"
+    kinds.add(ended("a", 160.0), 170.0)
+    assert told(109.0 + AT_ZERO) == [0, 0, 0]
+    assert told(110.0 + AT_ZERO) == [2, 280e9, 28.0]
+    kinds.add(ended("a", 220.0), 230.0)
+    assert told(230.0) == [3, 420e9, 42.0], "the series is known by now"

@@ -67,6 +67,7 @@ def test_the_table_names_metrics_and_labels_that_there_are():
     for field in compat.load()[0]:
         assert set(field.where) <= set(SPECS[field.made_of].labels), field.name
         assert "uuid" in SPECS[field.made_of].labels, field.name
+        assert not field.of_instance or "gpu_instance" in SPECS[field.of_instance].labels, field.name
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,8 @@ def test_the_table_names_metrics_and_labels_that_there_are():
         ("gpuhost_gpu_power_watts", 640.25, {}, "DCGM_FI_DEV_POWER_USAGE", 640.25),
         ("gpuhost_gpu_energy_joules_total", 12.5, {}, "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", 12500),
         ("gpuhost_gpu_utilization_ratio", 0.97, {}, "DCGM_FI_DEV_GPU_UTIL", 97),
+        ("gpuhost_gpu_encoder_utilization_ratio", 0.25, {}, "DCGM_FI_DEV_ENC_UTIL", 25),
+        ("gpuhost_gpu_decoder_utilization_ratio", 0.5, {}, "DCGM_FI_DEV_DEC_UTIL", 50),
         ("gpuhost_gpu_memory_used_bytes", 70 * 2**30, {}, "DCGM_FI_DEV_FB_USED", 71680),
         ("gpuhost_gpu_tensor_active_ratio", 0.45, {}, "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", 0.45),
         ("gpuhost_gpu_pcie_bytes_per_second", 2.6e9, {"direction": "tx"}, "DCGM_FI_PROF_PCIE_TX_BYTES", 2_600_000_000),
@@ -140,6 +143,45 @@ def test_the_last_xid_is_0_before_there_was_one_and_then_the_newest(dcgm):
     assert rendered(dcgm) == {}
     assert rendered(dcgm, watched) == {"DCGM_FI_DEV_XID_ERRORS": 0}
     assert rendered(dcgm, watched, new, old) == {"DCGM_FI_DEV_XID_ERRORS": 31}
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        (None, {"err_code": "0", "err_msg": "No Error"}),
+        ("31", {"err_code": "31", "err_msg": "GPU memory page fault"}),
+        ("999", {"err_code": "999", "err_msg": "Unknown Error"}),
+        ("other", {"err_code": "0", "err_msg": "No Error"}),
+    ],
+)
+def test_an_xid_has_its_code_and_meaning_as_labels(dcgm, last, told):
+    samples = [sample("gpuhost_xid_events_total", 0, severity="critical")]
+    samples += [sample("gpuhost_xid_info", 1, xid="31", meaning="GPU memory page fault")]
+    samples += [sample("gpuhost_xid_last_timestamp_seconds", 100, xid=last)] if last else []
+    text, _ = dcgm.block([(1.0, (*identity(), *samples))], openmetrics=False)
+    ((_, labels),) = parse(text.decode())
+    assert {name: text for name, text in labels if name.startswith("err_")} == told
+
+
+def test_instances_take_the_place_of_their_gpu_and_each_is_one_row(dcgm):
+    def instance(number, compute, profile, used):
+        place = {"gpu_instance": str(number), "compute_instance": str(compute)}
+        yield sample("gpuhost_mig_instance_info", 1, **place, instance_uuid=f"MIG-{number}-{compute}", profile=profile)
+        yield sample("gpuhost_mig_instance_memory_used_bytes", used * 2**20, **place)
+
+    told = [*instance(7, 0, "1g.10gb", 100), *instance(2, 0, "1c.3g.40gb", 300), *instance(2, 1, "1c.3g.40gb", 300)]
+    whole = [sample("gpuhost_gpu_memory_used_bytes", 400 * 2**20), sample("gpuhost_gpu_memory_free_bytes", 2**30)]
+    text, count = dcgm.block([(1.0, (*identity(), *told, *whole))], openmetrics=False)
+    rows = {
+        (name, dict(labels).get("GPU_I_PROFILE"), dict(labels).get("GPU_I_ID")): value
+        for (name, labels), value in parse(text.decode()).items()
+    }
+    assert rows == {
+        ("DCGM_FI_DEV_FB_USED", "1g.10gb", "7"): 100,
+        ("DCGM_FI_DEV_FB_USED", "3g.40gb", "2"): 300,
+        ("DCGM_FI_DEV_FB_FREE", None, None): 1024,
+    }
+    assert count == 3
 
 
 def test_a_gpu_without_an_identity_has_no_series(dcgm):

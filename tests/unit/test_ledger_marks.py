@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.traces import START, Trace
 
+from gpuhost_exporter.ledger.marks import Marks
+from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.marker import Mark
 
 LAG = 12
@@ -23,7 +25,10 @@ def stood(now):
 
 
 class Marked(Trace):
-    """GPUs stand from FROM to UNTIL in each period, without a byte. `marks`: (moment, GPU, serial, seconds or None)."""
+    """GPUs stand from FROM to UNTIL in each period, without a byte.
+
+    `marks`: (moment, GPU, serial, seconds or None), and whether it starts alone.
+    """
 
     standing = True
 
@@ -43,8 +48,15 @@ class Marked(Trace):
         came = [mark for mark in self.marks if START + mark[0] <= self.now]
         self.marks = self.marks[len(came) :]
         marks = [
-            Mark(START + at, index if index >= 1000 else self.gpus[index].pids[0], serial, seconds, f"step-{serial}")
-            for at, index, serial, seconds in came
+            Mark(
+                START + at,
+                index if index >= 1000 else self.gpus[index].pids[0],
+                serial,
+                seconds,
+                f"step-{serial}",
+                *more,
+            )
+            for at, index, serial, seconds, *more in came
         ]
         return replace(seen, marks=marks)
 
@@ -101,6 +113,25 @@ def test_two_in_a_row_are_two():
     assert booked(trace) == pytest.approx(UNTIL - FROM - 0.1, abs=0.03)
 
 
+@pytest.mark.parametrize("inner", [(11.0, 12.0), (13.0, 13.5), (20.0, 27.0)], ids=["early", "late", "until later"])
+def test_one_within_or_beside_another_of_the_same_process_ends_only_itself(inner):
+    since, until = inner
+    trace = Marked(*span(until=26.0), *span(serial=2, since=since, until=until), seconds=38).run()
+    (found,) = trace.checkpoints
+    assert (found.name, found.started - START) == ("step-1", pytest.approx(FROM, abs=1e-6))
+    assert found.seconds == pytest.approx(max(26.0, until) - FROM, abs=1e-6)
+    assert [booked(trace, index) for index in (0, 1)] == pytest.approx([UNTIL - FROM] * 2, rel=0.01)
+
+
+def test_spans_that_are_never_ended_are_no_more_than_so_many():
+    marks = Marks("job", Thresholds(), 0.0)
+    for serial in range(5000):
+        marks.take(Mark(100.0, 1, serial, None, ""))
+    assert len(marks._spans) == 512
+    marks.forget(4000.0, {1})
+    assert not marks
+
+
 def test_evidence_of_the_same_one_makes_no_second_and_gives_the_bytes():
     trace = Marked(*span(since=30.0, until=37.0), seconds=58, scenario="checkpoint-sync")
     trace.standing = False
@@ -118,7 +149,8 @@ def test_a_start_that_was_not_heard_is_known_from_the_end():
 
 def test_one_whose_end_was_not_heard_has_no_length_and_stops_at_the_next():
     lost, _ = span()
-    trace = Marked(lost, *span(serial=2, since=FROM + PERIOD, until=UNTIL + PERIOD), seconds=58).run()
+    start, end = span(serial=2, since=FROM + PERIOD, until=UNTIL + PERIOD)
+    trace = Marked(lost, (*start, True), end, seconds=58).run()
     (found,) = trace.checkpoints
     assert found.name == "step-2"
     assert not trace.ledger.checkpoints_running()
@@ -164,7 +196,13 @@ def test_marks_of_a_holder_count_where_processes_are_not_told():
 def test_any_marks_book_each_second_once(seed):
     draw = random.Random(seed)
     marks = [
-        (draw.uniform(0, 40), draw.choice([0, 1, 1000]), draw.randrange(4), draw.choice([None, draw.uniform(0, 90)]))
+        (
+            draw.uniform(0, 40),
+            draw.choice([0, 1, 1000]),
+            draw.randrange(4),
+            draw.choice([None, draw.uniform(0, 90)]),
+            draw.choice([False, True]),
+        )
         for _ in range(draw.randrange(12))
     ]
     trace = Marked(*marks, seconds=40).run()

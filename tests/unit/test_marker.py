@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import socket
 import subprocess
@@ -114,6 +115,69 @@ def test_a_queue_that_is_full_holds_nobody_up(folder):
             with gpuhost_marker.checkpoint("step"):
                 pass
         assert time.monotonic() - began < 2.0, "25 us each, and none of them waits"
+
+
+def test_nor_does_it_where_the_training_has_set_a_timeout_for_its_sockets(folder):
+    (folder / "marker").mkdir(parents=True)
+    path = str(folder / "marker" / "socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(path)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filling, contextlib.suppress(BlockingIOError):
+            filling.setblocking(False)
+            while True:
+                filling.sendto(b"", path)
+        socket.setdefaulttimeout(1.0)
+        try:
+            began = time.monotonic()
+            with gpuhost_marker.checkpoint("step"):
+                pass
+            assert time.monotonic() - began < 0.5, "Python waits that long for each call that would block"
+        finally:
+            socket.setdefaulttimeout(None)
+
+
+@pytest.mark.parametrize("absent", ["SOCK_CLOEXEC", "MSG_DONTWAIT", "AF_UNIX", "SOCK_DGRAM"])
+def test_what_other_systems_do_not_have_does_not_stop_the_training(monkeypatch, absent):
+    monkeypatch.delattr(socket, absent)
+    ran = False
+    with gpuhost_marker.checkpoint("step"):
+        ran = True
+    assert ran
+
+
+def test_a_system_without_linux_own_flags_is_heard_too(listen, monkeypatch):
+    heard = listen()
+    monkeypatch.delattr(socket, "SOCK_CLOEXEC")
+    monkeypatch.delattr(socket, "MSG_DONTWAIT")
+    with gpuhost_marker.checkpoint("step"):
+        pass
+    taken(heard, 2)
+
+
+def test_a_name_that_cannot_be_read_does_not_stop_the_training():
+    class Broken(str):
+        __slots__ = ()
+
+        def __getitem__(self, _):
+            raise RuntimeError
+
+    with gpuhost_marker.checkpoint(Broken("step")):
+        pass
+
+
+def test_one_says_whether_its_process_has_another_open(listen):
+    heard = listen()
+    with gpuhost_marker.checkpoint("outer"), gpuhost_marker.checkpoint("inner"):
+        pass
+    with pytest.raises(RuntimeError), gpuhost_marker.checkpoint("fails"):
+        raise RuntimeError
+    with gpuhost_marker.checkpoint("next"):
+        pass
+    marks = taken(heard, 8)
+    assert [(mark.name, mark.alone) for mark in marks if mark.seconds is None] == [
+        ("outer", True), ("inner", False), ("fails", True), ("next", True),
+    ]  # fmt: skip
+    assert not any(mark.alone for mark in marks if mark.seconds is not None)
 
 
 def test_no_socket_is_left_open_in_the_training(listen):

@@ -1,4 +1,9 @@
-"""What the ledger tells of checkpoints, by mount and mode."""
+"""What the ledger tells of checkpoints, by mount and mode.
+
+Which of these there are shows when the first one has ended, for it may change until then. It moves counters and
+histograms once they have stood at 0 for AT_ZERO, as do others that end meanwhile; the last one's figures are told at
+once.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from gpuhost_exporter.collector import AT_ZERO
 from gpuhost_exporter.ledger.histogram import Histogram
 from gpuhost_exporter.specs import Sample, counter, gauge, histogram
 
@@ -100,26 +106,36 @@ SPECS = (
 class _Kind:
     """What is kept of the checkpoints of one mount and mode."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: float) -> None:
         self.seconds = Histogram(_DURATIONS)
         self.bytes = Histogram(_SIZES)
         self.lost = 0.0
         self.last: Checkpoint | None = None
         self.interval: float | None = None
         self._starts: dict[str, float] = {}  # of each job's last one
+        self._rises_from = now + AT_ZERO
+        self._waiting: list[Checkpoint] = []
 
     def add(self, checkpoint: Checkpoint) -> None:
-        self.lost += checkpoint.gpu_seconds
+        self._waiting.append(checkpoint)
         if not checkpoint.whole:
-            return  # how long it took and what it wrote nobody saw
-        self.seconds.add(checkpoint.seconds)
-        self.bytes.add(checkpoint.bytes)
+            return
         before = self._starts.pop(checkpoint.job, None)
         self.interval = None if before is None else checkpoint.started - before
         self._starts[checkpoint.job] = checkpoint.started  # now the youngest
         if len(self._starts) > _MOST_JOBS:
             del self._starts[next(iter(self._starts))]
         self.last = checkpoint
+
+    def rise(self, now: float) -> None:
+        if now < self._rises_from:
+            return
+        for checkpoint in self._waiting:
+            self.lost += checkpoint.gpu_seconds
+            if checkpoint.whole:  # else nobody saw how long it took and what it wrote
+                self.seconds.add(checkpoint.seconds)
+                self.bytes.add(checkpoint.bytes)
+        self._waiting.clear()
 
 
 class Checkpoints:
@@ -130,8 +146,8 @@ class Checkpoints:
         self._mounts: set[str] = set()
         self._running: Counter[tuple[str, str]] = Counter({_BEFORE: 0})
 
-    def add(self, checkpoint: Checkpoint) -> None:
-        self._kinds.setdefault((self._mount(checkpoint.mount), checkpoint.mode), _Kind()).add(checkpoint)
+    def add(self, checkpoint: Checkpoint, now: float) -> None:
+        self._kinds.setdefault((self._mount(checkpoint.mount), checkpoint.mode), _Kind(now)).add(checkpoint)
 
     def progress(self, running: Iterable[tuple[str, str]]) -> Iterator[Sample]:
         """`running`: mount and mode of each that is in progress."""
@@ -147,9 +163,10 @@ class Checkpoints:
         self._mounts.add(mount)
         return mount
 
-    def samples(self, wall: float) -> Iterator[Sample]:
+    def samples(self, now: float, wall: float) -> Iterator[Sample]:
         """`wall`: when Clock.now() was 0, in seconds since the epoch."""
         for (mount, mode), kind in self._kinds.items():
+            kind.rise(now)
             yield from kind.seconds.samples(CHECKPOINT_SECONDS, mount, mode)
             yield from kind.bytes.samples(CHECKPOINT_BYTES, mount, mode)
             yield CHECKPOINT_LOST(mount, mode, value=kind.lost)

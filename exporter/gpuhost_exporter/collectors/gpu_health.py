@@ -76,6 +76,16 @@ CLOCKS_LOCKED = gpu_gauge(
     "gpuhost_gpu_clocks_locked",
     "Whether somebody locked the clocks below what the GPU can do. Good is 0.",
 )
+ENCODER = gpu_gauge(
+    "gpuhost_gpu_encoder_utilization_ratio",
+    "Share of time with work on the GPU's video encoders, 0-1, in NVML's last sample of up to a second. Training "
+    "leaves it at 0.",
+)
+DECODER = gpu_gauge(
+    "gpuhost_gpu_decoder_utilization_ratio",
+    "Share of time with work on the GPU's video decoders, 0-1, in NVML's last sample of up to a second. Training "
+    "uses them for video data alone.",
+)
 
 RECOVERY_ACTIONS = (
     "none",
@@ -102,14 +112,16 @@ _TOLD = (
     (POWER_LIMIT_MAX, "power_limit_max_watts"),
     (SM_CLOCK_LIMIT, "sm_clock_limit_hertz"),
     (CLOCKS_LOCKED, "clocks_locked"),
+    (ENCODER, "encoder_ratio"),
+    (DECODER, "decoder_ratio"),
 )
 _ECC_PERIODS = {"volatile": ECC_ERRORS, "aggregate": ECC_LIFETIME_ERRORS}
 
 
 class GpuHealthCollector(NvmlCollector):
     name = "gpu_health"
-    help = "ECC, row remapping, recovery action, power and clock limits, persistence and MIG mode of each GPU"
-    source = "NVML: ECC, remapped rows, field values, persistence, MIG mode, power management limits"
+    help = "ECC, row remapping, recovery action, limits, persistence, MIG mode and video engines of each GPU"
+    source = "NVML: ECC, remapped rows, field values, persistence, MIG mode, power management limits, video utilization"
     interval = 15.0
     subject = "health"
     specs = (
@@ -132,6 +144,8 @@ class GpuHealthCollector(NvmlCollector):
         POWER_LIMIT_LOWERED,
         SM_CLOCK_LIMIT,
         CLOCKS_LOCKED,
+        ENCODER,
+        DECODER,
     )
 
     def poll(self, _now: float) -> Iterator[Sample]:

@@ -187,7 +187,7 @@ class LedgerCollector(Collector):
         gpus = self.host.nvml.gpus()
         seen = self._seen(now)
         for checkpoint in self._ledger.tick(now, seen):
-            self._checkpoints.add(checkpoint)
+            self._checkpoints.add(checkpoint, now)
             _log(checkpoint)
         if self._ledger.wants_network(now):
             self.host.traffic.look()
@@ -208,7 +208,7 @@ class LedgerCollector(Collector):
                 yield from self._present(gpu, piece)
         yield from self._blame(gpus)
         yield from self._checkpoints.progress(self._ledger.in_progress())
-        yield from self._checkpoints.samples(self._wall)
+        yield from self._checkpoints.samples(now, self._wall)
         yield from self._marks()
         evidence = self.host.processes.last()
         if evidence and now - evidence.at <= lifetime(self.interval):

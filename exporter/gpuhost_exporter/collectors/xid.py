@@ -4,9 +4,8 @@ Neither tells all. NVML leaves out some of the gravest (79, 119, 120) and what h
 the kernel log may be closed to the exporter. What both tell is one event: same GPU, same code, within 10 s. NVML's
 copy waits 2 s for the kernel's, which says more.
 
-A counter that begins at 1 has an increase of 0, so an event moves a series only once the series has stood at 0 for
-75 s: that is scraped also by who scrapes once a minute. What was logged before the exporter started, and counted by
-none before it, waits likewise. The time of an event is told at once.
+An event moves a series only once the series has stood at 0 for AT_ZERO. What was logged before the exporter started,
+and counted by none before it, waits likewise. The time of an event is told at once.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from gpuhost_exporter.collector import Collector
+from gpuhost_exporter.collector import AT_ZERO, Collector
 from gpuhost_exporter.collectors import inventory
 from gpuhost_exporter.errors import Absent, Denied, SourceError, Unavailable
 from gpuhost_exporter.host import Host
@@ -72,7 +71,6 @@ KERNEL_LOG_UP = gauge(
     "off the bus, and nobody tells SXid errors.",
 )
 
-AT_ZERO = 75.0
 NVML_WAITS = 2.0
 SAME = 10.0
 _REMEMBERED = 512  # GPUs and codes to compare a copy with

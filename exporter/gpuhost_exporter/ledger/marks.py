@@ -1,6 +1,6 @@
 """Checkpoints that a job's processes mark themselves: start and end are exact, and other evidence is not asked.
 
-Ranks that mark the same one overlap: they are one checkpoint of the job.
+Ranks that mark the same one overlap, as do parts that a process marks within: they are one checkpoint of the job.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.marker import Mark
 
 _LONGEST_SECONDS = 3600.0  # of one whose end is not heard
+_MOST_SPANS = 512  # of one job at a time
 
 
 @dataclass(slots=True)
@@ -72,16 +73,16 @@ class Marks:
         return last_mount(sums.mounts, sums.made), "async" if 2 * sums.stalled < passed else "sync"
 
     def take(self, mark: Mark) -> None:
-        if mark.seconds is None:
-            # Its last one has not ended, as far as was heard: how long it took nobody knows.
+        if mark.alone:
+            # Those that its process had open have ended, and that was not heard: how long they took nobody knows.
             self._spans = [span for span in self._spans if span.pid != mark.pid or span.until < math.inf]
-            self._spans.append(_Span(mark.at, math.inf, mark.pid, mark.serial, mark.name))
-            return
+        since, until = (mark.at, math.inf) if mark.seconds is None else (mark.at - mark.seconds, mark.at)
         for span in self._spans:
             if (span.pid, span.serial) == (mark.pid, mark.serial):
-                span.until = max(span.since, mark.at)
+                span.until = max(span.since, until)
                 return
-        self._spans.append(_Span(mark.at - mark.seconds, mark.at, mark.pid, mark.serial, mark.name))
+        if len(self._spans) < _MOST_SPANS:
+            self._spans.append(_Span(since, until, mark.pid, mark.serial, mark.name))
 
     def forget(self, now: float, alive: Container[int]) -> None:
         """Drop what lasts too long, and what was begun by a process that has ended."""

@@ -133,6 +133,15 @@ class SimNvml(EventCalls, FieldCalls, LinkCalls, ProfilingCalls):
         rates.memory = round(90 * state.moment.levels.dram)
         return rates
 
+    def nvmlDeviceGetEncoderUtilization(self, handle: Any) -> list[int]:
+        """Percent, and the sampling period in microseconds: no scenario works on video."""
+        if self._ask(handle).gpu.mig:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return [0, 167_000]
+
+    def nvmlDeviceGetDecoderUtilization(self, handle: Any) -> list[int]:
+        return self.nvmlDeviceGetEncoderUtilization(handle)
+
     def nvmlDeviceGetMemoryInfo(self, handle: Any, version: int | None = None) -> Any:
         if version and "nvmlDeviceGetMemoryInfo_v2" in self._driver.missing:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)

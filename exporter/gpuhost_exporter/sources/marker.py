@@ -1,6 +1,6 @@
 """The socket on which training scripts mark their checkpoints with gpuhost_marker.
 
-RUN/marker/socket    datagrams: gpuhost/1 checkpoint start 81723912 0.000000 step-500
+RUN/marker/socket    datagrams: gpuhost/1 checkpoint start 81723912 0 step-500
                                 gpuhost/1 checkpoint end 81723912 7.204113 step-500
 
 Anybody may send; who it was the kernel says (SCM_CREDENTIALS), and only what a GPU's job sends is used, for itself.
@@ -35,28 +35,32 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class Mark(NamedTuple):
-    """`seconds` is how long the checkpoint took, of one that ends; None of one that starts."""
+    """`seconds` is how long the checkpoint took, of one that ends; None of one that starts. `alone`: it starts while
+    its process has no other open."""
 
     at: float
     pid: int
     serial: int
     seconds: float | None
     name: str
+    alone: bool = False
 
 
 def parse(data: bytes, at: float, pid: int) -> Mark:
     """Raises Malformed."""
     words = data.decode("utf-8", "replace").split(" ", _FIELDS - 1)
     try:
-        magic, kind, verb, serial, seconds, name = words
+        magic, kind, verb, serial, number, name = words
         if (magic, kind) == ("gpuhost/1", "checkpoint") and verb in ("start", "end") and len(serial) <= 20:
-            took = float(seconds)
-            if math.isfinite(took) and 0 <= took <= _LONGEST_SECONDS:
+            told = float(number)
+            if math.isfinite(told) and 0 <= told <= _LONGEST_SECONDS:
                 plain = "".join(letter if letter.isprintable() else "?" for letter in name[:128])
-                return Mark(at, pid, int(serial), took if verb == "end" else None, plain)
+                if verb == "end":
+                    return Mark(at, pid, int(serial), told, plain)
+                return Mark(at, pid, int(serial), None, plain, alone=told == 0)
     except ValueError:
         pass
-    raise Malformed(f"expected 'gpuhost/1 checkpoint start|end SERIAL SECONDS NAME', got {data[:60]!r}")
+    raise Malformed(f"expected 'gpuhost/1 checkpoint start|end SERIAL NUMBER NAME', got {data[:60]!r}")
 
 
 class Marker:

@@ -63,6 +63,8 @@ def default_answers():
         "nvmlDeviceGetGpuMaxPcieLinkGeneration": 5,
         "nvmlDeviceGetMaxPcieLinkWidth": 16,
         "nvmlDeviceGetPcieReplayCounter": 7,
+        "nvmlDeviceGetEncoderUtilization": [25, 167_000],
+        "nvmlDeviceGetDecoderUtilization": [50, 167_000],
         "nvmlDeviceGetNvLinkState": lambda link: 1 if link < 18 else error(2),
         "nvmlDeviceGetNvLinkVersion": 6,
         "nvmlDeviceGetNvLinkRemoteDeviceType": 2,

@@ -40,6 +40,7 @@ def test_health_of_a_good_gpu(reader):
     assert dict(health.remap_banks) == {"max": 637, "high": 2, "partial": 1, "low": 0, "none": 0}
     assert (health.power_limit_watts, health.power_limit_default_watts, health.power_limit_max_watts) == (650, 700, 700)
     assert (health.pcie_generation, health.pcie_width, health.pcie_replays) == (4, 16, 7)
+    assert (health.encoder_ratio, health.decoder_ratio) == (0.25, 0.5)
     assert (health.pcie_generation_max, health.pcie_generation_device_max, health.pcie_width_max) == (5, 5, 16)
 
 
@@ -58,6 +59,8 @@ HEALTH_COSTS = [
     ("nvmlDeviceGetCurrPcieLinkGeneration", {"pcie_generation": None}),
     ("nvmlDeviceGetGpuMaxPcieLinkGeneration", {"pcie_generation_device_max": None}),
     ("nvmlDeviceGetPcieReplayCounter", {"pcie_replays": None}),
+    ("nvmlDeviceGetEncoderUtilization", {"encoder_ratio": None}),
+    ("nvmlDeviceGetDecoderUtilization", {"decoder_ratio": None}),
 ]
 
 

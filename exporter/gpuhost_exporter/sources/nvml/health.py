@@ -1,4 +1,7 @@
-"""What changes rarely: ECC, row remapping, recovery action, modes, limits, the PCIe link."""
+"""What changes rarely: ECC, row remapping, recovery action, modes, limits, the PCIe link.
+
+And what training seldom uses: the video engines.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +74,8 @@ class Healths:
             pcie_generation_device_max=probe.whole(quantities.PCIE_GENERATION, "nvmlDeviceGetGpuMaxPcieLinkGeneration"),
             pcie_width_max=probe.whole(quantities.PCIE_LANES, "nvmlDeviceGetMaxPcieLinkWidth"),
             pcie_replays=probe.whole(quantities.COUNT, "nvmlDeviceGetPcieReplayCounter"),
+            encoder_ratio=_video_ratio(probe, "nvmlDeviceGetEncoderUtilization"),
+            decoder_ratio=_video_ratio(probe, "nvmlDeviceGetDecoderUtilization"),
         )
 
 
@@ -134,3 +139,8 @@ def _clock_limit(probe: Probe) -> tuple[float | None, bool | None]:
     if now is not None and highest is not None and now >= highest:
         return None, False
     return None, None
+
+
+def _video_ratio(probe: Probe, name: str) -> float | None:
+    told = probe.value(name)  # percent, and the sampling period
+    return None if told is None else probe.checked(quantities.PERCENT, told[0], name)

@@ -162,6 +162,9 @@ class Health:
     pcie_generation_device_max: int | None
     pcie_width_max: int | None
     pcie_replays: int | None
+    # As NVML sampled them last, over 1/6 to 1 s.
+    encoder_ratio: float | None
+    decoder_ratio: float | None
 
 
 @_pickled_by_position
