@@ -168,7 +168,7 @@ class Trace:
             cgroups=(),
             host=HostIo(None, None, None),
             unseen=(),
-            left_out=0,
+            left_out=frozenset(),
         )
         return (window,)
 

@@ -23,7 +23,7 @@ POD = JobIdentity("kubernetes", POD_UID, pod=POD_UID, container="c" * 64, name="
 def evidence(*identities):
     """Process ids from 100 on hold GPUs for them."""
     holders = tuple((100 + place, place) for place in range(len(identities)))
-    return Evidence(0.0, 1.0, (), identities, holders, (), HostIo(None, None, None), (), 0)
+    return Evidence(0.0, 1.0, (), identities, holders, (), HostIo(None, None, None), (), frozenset())
 
 
 def told(processes, window, names=PLAIN):

@@ -398,13 +398,13 @@ def test_companions_of_a_holder_are_followed_where_the_control_group_is_the_jobs
     assert set(proc.look(seconds=10)) == followed
 
 
-def test_no_more_processes_are_followed_than_the_limit_and_the_rest_is_counted(proc, monkeypatch):
+def test_no_more_processes_are_followed_than_the_limit_and_the_job_with_more_is_told(proc, monkeypatch):
     monkeypatch.setattr(follow, "MOST_PROCESSES", 4)
     proc.put(10, children=range(20, 30))
     for pid in range(20, 30):
         proc.put(pid, ppid=10)
     assert len(proc.look()) == 4
-    assert proc.evidence.left_out == 7
+    assert proc.evidence.left_out == {proc.evidence.job_of(10).key}
 
 
 def test_waiting_for_blocks_is_told_only_where_the_kernel_counts_it(proc):

@@ -108,7 +108,7 @@ def window(draw, now):
         cgroups=(),
         host=HostIo(maybe(draw, draw.randrange(10**11)), None, draw.choice([None, ()])),
         unseen=(),
-        left_out=0,
+        left_out=frozenset(),
     )
 
 

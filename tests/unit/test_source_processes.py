@@ -70,7 +70,7 @@ def process(**told):
 
 
 def window(at, *processes):
-    return Evidence(at - 1, at, processes, (), (), (), HostIo(None, None, None), (), 0)
+    return Evidence(at - 1, at, processes, (), (), (), HostIo(None, None, None), (), frozenset())
 
 
 def test_each_window_is_handed_out_once_and_the_newest_stays():

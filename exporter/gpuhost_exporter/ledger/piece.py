@@ -240,7 +240,7 @@ def _bytes(
     evidence: Evidence, job: str, processes: Sequence[ProcessSample], jobs: int
 ) -> tuple[float, float, float, Rung]:
     """(written, made, read, how that is known)."""
-    if processes and not any(process.denied for process in processes):
+    if processes and job not in evidence.left_out and not any(process.denied for process in processes):
         return (
             float(sum(process.wrote or 0 for process in processes)),
             float(sum(process.made_bytes or 0 for process in processes)),

@@ -146,7 +146,7 @@ class Evidence:
     cgroups: tuple[CgroupIo, ...]
     host: HostIo
     unseen: tuple[int, ...]  # pids that NVML names and /proc does not show: another PID namespace, hidepid, or ended
-    left_out: int  # processes found beyond what is followed at most
+    left_out: frozenset[str]  # keys of jobs with more processes than are followed
 
     @property
     def denied(self) -> bool:

@@ -57,6 +57,7 @@ class Follower:
         self._at: float | None = None
         self._slow_at = float("-inf")
         self._delays = False
+        self._known_since = float("-inf")  # what began before may have been followed, or seen and left out
 
     def look(self, holding: Mapping[str, Iterable[int]]) -> Evidence:
         """What came of these GPUs' processes since the last call. `holding`: pids by GPU UUID."""
@@ -73,7 +74,7 @@ class Follower:
             for pid in pids:
                 gpus.setdefault(pid, []).append(uuid)
         host = self._counters.look()
-        self._drop(gpus)
+        self._drop(gpus, since)
         unseen = tuple(pid for pid in sorted(gpus) if not self._hold(pid, now))
         self._search(now)
         told = [(process, stat, process.advance(stat, io)) for process, stat, io in self._read_all()]
@@ -95,17 +96,25 @@ class Follower:
             cgroups=self._groups.look(groups),
             host=host,
             unseen=unseen,
-            left_out=sum(process.left_out for process in self._processes.values()),
+            left_out=frozenset(
+                sample.job
+                for (process, *_), sample in zip(told, samples, strict=True)
+                if process.left_out and sample.job
+            ),
         )
 
     # Who is to be followed
 
-    def _drop(self, gpus: Mapping[int, object]) -> None:
+    def _drop(self, gpus: Mapping[int, object], since: float) -> None:
         gone = {pid for pid in self._holders if pid not in gpus}
         for pid in gone:
             del self._holders[pid]
         if gone:
-            self._processes = {pid: each for pid, each in self._processes.items() if each.holder not in gone}
+            # The others may lead to what it led to: at once, or later, when nobody knows what that did before.
+            led = any(process.holder in gone and process.pid not in gone for process in self._processes.values())
+            self._known_since = since
+            for pid in self._holders.keys() & self._processes.keys() if led else ():
+                self._processes[pid].searched = -math.inf
         found = list(self._environments.found())
         for pid, start, environment in found:
             holder = self._holders.get(pid)
@@ -130,8 +139,7 @@ class Follower:
         uid = jobs.owner(self._root, pid)
         began = jobs.origin(self._root, pid, stat)
         identity = jobs.identify(text, {}, uid, began, stat.session)
-        own_cgroup = identity is not None and identity.kind != "user"
-        path = jobs.unified_path(text)
+        path, own_cgroup = jobs.unified_group(text)
         self._holders[pid] = _Holder(now, stat.start, text, path, own_cgroup, uid, stat.session, began, identity)
         self._environments.ask(pid, stat.start)
         if known is None:
@@ -141,33 +149,43 @@ class Follower:
         return True
 
     def _search(self, now: float) -> None:
-        """Find the holders' descendants and companions."""
-        waiting = list(self._processes.values())
-        groups: set[str] = set()
-        while waiting:
-            process = waiting.pop()
-            found: list[int] = []
-            if now - process.searched >= SEARCH_SECONDS:
-                # Spread over the seconds to come, so that not all are due in the same.
-                process.searched = now + (process.pid % 5 if math.isinf(process.searched) else 0)
-                process.left_out = 0
-                process.threads = procfs.threads(self._root, process.pid)
-                found = self._children(process, now)
-                holder = self._holders.get(process.pid)
-                if holder and holder.cgroup and holder.own_cgroup and holder.cgroup not in groups:
-                    groups.add(holder.cgroup)
-                    found += self._groups.members(holder.cgroup)
-            elif process.pid == process.holder:
-                found = self._children_of(process.pid, process.pid)
+        """Find the holders' descendants, and companions last: what is below one of them is that one's."""
+        waiting = [process for process in self._processes.values() if process.holder in self._holders]
+        groups: dict[str, Process] = {}
+        known_since = self._known_since
+        while waiting or groups:
+            if waiting:
+                process = waiting.pop()
+                found = self._descendants(process, now, groups)
+            else:
+                path, process = groups.popitem()
+                found = self._groups.members(path)
             for pid in found:
-                if pid in self._processes:
+                known = self._processes.get(pid)
+                if known is None:
+                    if len(self._processes) >= MOST_PROCESSES:
+                        process.left_out = True
+                        self._known_since = now
+                        continue
+                    new_since = max(known_since, self._holders[process.holder].since)
+                    known = self._processes[pid] = Process(pid, process.holder, new_since)
+                elif known.holder in self._holders:
                     continue
-                if len(self._processes) >= MOST_PROCESSES:
-                    process.left_out += 1
-                    continue
-                new = Process(pid, process.holder, self._holders[process.holder].since)
-                self._processes[pid] = new
-                waiting.append(new)
+                known.holder, known.searched = process.holder, -math.inf
+                waiting.append(known)
+
+    def _descendants(self, process: Process, now: float, groups: dict[str, Process]) -> list[int]:
+        """Children, as far as it is their turn; `groups`: whose companions are due as well."""
+        if now - process.searched < SEARCH_SECONDS:
+            return self._children_of(process.pid, process.pid) if process.pid == process.holder else []
+        # Spread over the seconds to come, so that not all are due in the same.
+        process.searched = now + (process.pid % 5 if math.isinf(process.searched) else 0)
+        process.left_out = False
+        process.threads = procfs.threads(self._root, process.pid)
+        holder = self._holders.get(process.pid)
+        if holder and holder.cgroup and holder.own_cgroup:
+            groups.setdefault(holder.cgroup, process)
+        return self._children(process, now)
 
     def _children(self, process: Process, now: float) -> list[int]:
         if now - process.threads_searched < THREADS_SECONDS:
@@ -184,10 +202,13 @@ class Follower:
         """Every process' counters, before any is judged: what ends meanwhile shows in its parent's.
 
         I/O before stat: a child that is waited for in between is taken off too early, which the next look mends.
+        What no holder leads to any more is let go as if it had ended, since most of it has.
         """
         told = []
-        ended: dict[int, Process] = {}
+        ended = {pid: process for pid, process in self._processes.items() if process.holder not in self._holders}
         for process in self._processes.values():
+            if process.pid in ended:
+                continue
             folder = f"{self._root.proc}/{process.pid}"
             try:
                 io = _io(process, folder)
@@ -197,6 +218,8 @@ class Follower:
                 continue
             if process.start < 0:
                 process.start = stat.start
+                if parent := self._processes.get(stat.ppid):
+                    process.holder = parent.holder  # found as a companion: not the main thread began it
             if process.start == stat.start:
                 told.append((process, stat, io))
             else:
@@ -205,9 +228,9 @@ class Follower:
             del self._processes[pid]
         for process in reversed(ended.values()):
             if process.parent is not None:
-                parent = self._processes.get(process.parent) or ended.get(process.parent)
-                if parent is not None:
-                    process.bequeath(parent)
+                heir = self._processes.get(process.parent) or ended.get(process.parent)
+                if heir is not None:
+                    process.bequeath(heir)
         return told
 
     def _sample(self, process: Process, stat: Stat, work: Work, gpus: Iterable[str], seconds: float) -> ProcessSample:

@@ -113,6 +113,16 @@ def unified_path(text: str) -> str | None:
     return None if path is None or path.startswith("/..") else path
 
 
+def unified_group(text: str) -> tuple[str | None, bool]:
+    """The unified_path(), and whether the group there is the job's own by its name. No path where version 1 alone names
+    the job: in version 2 it is together with everybody's then, below the daemon that started them all."""
+    path = unified_path(text)
+    named, job = identify(f"0::{path}", {}, None), identify(text, {}, None)
+    if path is None or (named and named.key) != (job and job.key):
+        return None, False
+    return path, named is not None
+
+
 def origin(root: Root, pid: int, stat: procfs.Stat) -> int:
     """The process that it all began with: the highest above this one with no shell, daemon or the like between."""
     for _ in range(_MOST_STEPS):

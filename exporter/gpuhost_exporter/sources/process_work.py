@@ -50,7 +50,7 @@ class Process:
     start: int = -1  # ticks since boot, -1 until it is read
     searched: float = float("-inf")
     threads_searched: float = float("-inf")
-    left_out: int = 0
+    left_out: bool = False  # it led to more processes than are followed
     threads: list[int] = field(default_factory=list)
     blocked: list[int] = field(default_factory=list)  # threads in D at the last look
     turn: int = 0
