@@ -9,6 +9,7 @@ from gpuhost_exporter.collectors.jobs import INFO, TENANTS, Jobs
 from gpuhost_exporter.config import JobNames
 from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.sources.evidence import Evidence, HostIo, JobIdentity
+from gpuhost_exporter.sources.jobs import identify
 from gpuhost_exporter.sources.nvml.readings import Process
 
 GPU = ("0", "GPU-0")
@@ -72,13 +73,17 @@ def test_no_user_is_named_unless_the_site_says_so(names, name, user):
 
 
 @pytest.mark.parametrize("how", ["hash", "off"])
-def test_the_name_of_a_unit_is_shown_only_where_names_are(how):
-    unit = JobIdentity("systemd", "secret-llm.service", uid=1000, name="secret-llm.service")
-    window = evidence(unit, unit._replace(id="other.service", name="other.service"))
+@pytest.mark.parametrize(
+    "cgroup", ["/system.slice/secret-llm.service", "/lxc.payload.secret-llm/x"], ids=["a unit", "an LXC container"]
+)
+def test_a_name_that_somebody_chose_is_shown_only_where_names_are(how, cgroup):
+    window = evidence(identify(f"0::{cgroup}", {}, 1000), identify(f"0::{cgroup.replace('secret', 'other')}", {}, 1000))
+    kind, name = window.jobs[0].kind, window.jobs[0].name
     (row,), _ = told((Process(100, None),), window)
-    assert (row["job"], row["name"]) == ("systemd:secret-llm.service", "secret-llm.service")
+    assert (row["job"], row["name"]) == (f"{kind}:{name}", name)
+    assert "secret-llm" in name
     (row,), _ = told((Process(100, None),), window, JobNames(how, how))
-    assert row["job"].startswith("systemd:")
+    assert row["job"].startswith(f"{kind}:")
     assert "secret" not in "".join(row.values())
     (other,), _ = told((Process(101, None),), window, JobNames(how, how))
     assert other["job"] != row["job"]

@@ -63,8 +63,9 @@ class Jobs:
             yield INFO(*labels, self._key(first[job]), *self._about(first[job]))
 
     def _key(self, job: JobIdentity) -> str:
-        """A unit's name is one that somebody chose."""
-        if job.kind != "systemd" or self._names.names == "plain":
+        """The name of a unit, or of a container without an id, is one that somebody chose."""
+        chosen = job.kind == "systemd" or (job.kind == "container" and job.container is None)
+        if not chosen or self._names.names == "plain":
             return job.key
         return f"{job.kind}:{_hash(job.id, self._hashes)}"
 

@@ -23,15 +23,17 @@ class JobIdentity(NamedTuple):
     """
 
     kind: JobKind
-    # Slurm's job id, the pod's UID with dashes, the container's id, the unit's name (of a user's own manager with the
-    # user id before it), or the user id with what tells the user's jobs apart: "1007-run-1f3a99c0", "1007-4711".
+    # Slurm's job id, the pod's UID with dashes, the container's id (LXC: its name), the unit's name (of a user's own
+    # manager with the user id before it), or the user id with what tells the user's jobs apart: "1007-run-1f3a99c0",
+    # "1007-4711".
     id: str
     step: str | None = None  # Slurm: "0", "batch", "interactive", ...
     pod: str | None = None  # Kubernetes: the pod's UID, as id
     container: str | None = None  # its id of 64 hex digits, where the cgroup names one
     uid: int | None = None  # owner of the process
     user: str | None = None  # SLURM_JOB_USER, else USER
-    name: str | None = None  # SLURM_JOB_NAME, POD_NAME (else the pod's HOSTNAME), the unit, TORCHELASTIC_RUN_ID
+    # SLURM_JOB_NAME, POD_NAME (else the pod's HOSTNAME), the unit, LXC's name of the container, TORCHELASTIC_RUN_ID
+    name: str | None = None
     account: str | None = None  # SLURM_JOB_ACCOUNT, POD_NAMESPACE
     rank: int | None = None  # RANK, else Slurm's or Open MPI's
     local_rank: int | None = None
@@ -98,7 +100,8 @@ class ProcessSample(NamedTuple):
 class CgroupIo:
     """The control group of GPU holders, where it is cgroup v2 with the io or memory controller. Anybody may read it.
 
-    Bytes are counted at the lowest devices only, not at md or dm above them. None in the first window.
+    Bytes are counted at the lowest devices only, not at md or dm above them, and what an md mirror was given once.
+    None in the first window.
     """
 
     path: str  # below the cgroup root, "/system.slice/slurmstepd.scope/job_7/step_0/user/task_0"

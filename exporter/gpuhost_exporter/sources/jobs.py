@@ -151,6 +151,7 @@ def identify(
     slurm = _first(_SLURM, paths)
     pod = _first(_POD, [path for path in paths if "kubepods" in path])
     container = _last_container(paths)
+    lxc = _first(_LXC, paths)
     slurm_number = told.get("SLURM_JOB_ID") or ""
     base = _whose(told, uid)
     unit = _unit(paths)
@@ -164,6 +165,8 @@ def identify(
         return base._replace(kind="kubernetes", id=pod_uid, pod=pod_uid, container=container, name=name)
     if container:
         return base._replace(kind="container", id=container, container=container)
+    if lxc and _plain(lxc[1]):
+        return base._replace(kind="container", id=lxc[1], name=lxc[1])
     if slurm_number.isdecimal():
         return base._replace(kind="slurm", id=slurm_number, name=told.get("SLURM_JOB_NAME"))
     if unit:
@@ -253,5 +256,4 @@ def _last_container(paths: list[str]) -> str | None:
     for path in paths:
         if found := _CONTAINER.findall(path):
             return str(found[-1])
-    lxc = _first(_LXC, paths)
-    return lxc[1] if lxc else None
+    return None
