@@ -122,7 +122,7 @@ def test_no_text_raises_anything_else(text):
         procfs.parse_mounts,
         writeback.parse_vmstat,
         lambda each: writeback.parse_drives(each, frozenset(each.split()[2:3])),
-        lambda each: cgroups.parse_io_stat(each, frozenset()),
+        cgroups.parse_io_stat,
         lambda each: cgroups.parse_number(each, each.partition(" ")[0]),
     ):
         try:
@@ -290,6 +290,51 @@ def test_without_a_memory_controller_nothing_is_said_of_dirty_pages(groups):
     (groups.base / JOB[1:] / "memory.stat").unlink()
     (told,) = groups.groups.look({JOB: None})
     assert (told.write_bytes, told.dirtied_bytes) == (4096, None)
+
+
+def array(folder, level, disks, degraded=0, layout=0):
+    md = folder / "sys/block/md0/md"
+    md.mkdir(exist_ok=True)
+    for name, value in (("level", level), ("raid_disks", disks), ("degraded", degraded), ("layout", layout)):
+        (md / name).write_text(f"{value}\n")
+
+
+@pytest.mark.parametrize(
+    ("md", "members"),
+    [
+        pytest.param(("raid1", 2), (1.0, 1.0), id="RAID 1"),
+        pytest.param(("raid1", 3, 1), (1.0, 1.0), id="RAID 1, a member of three missing"),
+        pytest.param(("raid10", 4, 0, 0x102), (0.5, 0.5, 0.5, 0.5), id="RAID 10, two near copies"),
+        pytest.param(("raid10", 3, 0, 0x201), (0.667, 0.667, 0.667), id="RAID 10, two far copies"),
+        pytest.param(("raid0", 2), (0.5, 0.5), id="RAID 0"),
+    ],
+)
+def test_what_a_group_wrote_to_a_mirror_counts_once(groups, tmp_path, md, members):
+    """100 MB to the array, beside 7 MB to another partition of a member's disk."""
+    array(tmp_path, *md)
+    groups.groups.refresh()
+    groups.put(JOB)
+    groups.groups.look({JOB: None})
+    given = {"9:0": 100, **{f"8:{16 * place}": 100 * share for place, share in enumerate(members)}}
+    given["8:0"] += 7
+    text = "".join(f"{number} rbytes=0 wbytes={round(1e6 * wrote)}\n" for number, wrote in given.items())
+    (groups.base / JOB[1:] / "io.stat").write_text(text)
+    (told,) = groups.groups.look({JOB: None})
+    assert told.write_bytes / 1e6 == pytest.approx(107, abs=0.2)
+    array(tmp_path, md[0], md[1], 1)
+    groups.groups.refresh()
+    (told,) = groups.groups.look({JOB: None})
+    assert (told.write_bytes, told.dirtied_bytes) == (0, 0), "what was written before a member failed is no news"
+
+
+def test_what_a_mirror_was_given_before_its_members_are_counted_is_not_less_than_nothing(groups, tmp_path):
+    array(tmp_path, "raid1", 2)
+    groups.groups.refresh()
+    groups.put(JOB)
+    groups.groups.look({JOB: None})
+    (groups.base / JOB[1:] / "io.stat").write_text("9:0 rbytes=0 wbytes=4096\n8:0 rbytes=512 wbytes=0\n")
+    (told,) = groups.groups.look({JOB: None})
+    assert (told.read_bytes, told.write_bytes) == (512, 0)
 
 
 def test_tasks_without_counters_of_their_own_are_told_as_their_step_once(groups):

@@ -18,18 +18,22 @@ from gpuhost_exporter.sources.evidence import CgroupIo
 from gpuhost_exporter.sources.files import Root, optional_text, read_text
 from gpuhost_exporter.sources.pressure import parse_pressure
 from gpuhost_exporter.sources.procfs import parse_pids
-from gpuhost_exporter.sources.writeback import stacked_numbers
+from gpuhost_exporter.sources.writeback import mirrored_shares, stacked_numbers
 
 MOST = 16
 
 T = TypeVar("T", int, float)
 
 
+class Moved(NamedTuple):
+    read_bytes: int
+    write_bytes: int
+
+
 class Counters(NamedTuple):
     """What a control group has done since it was made; None where its controller is off."""
 
-    read_bytes: int | None
-    write_bytes: int | None
+    devices: Mapping[str, Moved] | None  # by number
     dirty_bytes: int | None  # a level: page cache that is dirty now
     io_some_seconds: float | None
     io_full_seconds: float | None
@@ -47,41 +51,38 @@ def accounted(folder: str, path: str) -> str | None:
     return None
 
 
-def read(group: str, above: frozenset[str]) -> Counters:
-    """`above` names devices ("9:0") with others below them, which count the same bytes again.
-
-    Raises Malformed, and Gone when the group has ended.
-    """
-    bytes_ = _bytes(group, above)
+def read(group: str) -> Counters:
+    """Raises Malformed, and Gone when the group has ended."""
+    devices = _devices(group)
     text = optional_text(f"{group}/io.pressure")
     waited = {stall.kind: stall.seconds for stall in parse_pressure("io", text)} if text else {}
     dirty = parse_number(optional_text(f"{group}/memory.stat") or "", "file_dirty")
     cpu = parse_number(optional_text(f"{group}/cpu.stat") or "", "usage_usec")
-    return Counters(*bytes_, dirty, waited.get("some"), waited.get("full"), None if cpu is None else cpu / 1e6)
+    return Counters(devices, dirty, waited.get("some"), waited.get("full"), None if cpu is None else cpu / 1e6)
 
 
-def _bytes(group: str, above: frozenset[str]) -> tuple[int | None, int | None]:
+def _devices(group: str) -> dict[str, Moved] | None:
     try:
-        return parse_io_stat(read_text(f"{group}/io.stat"), above)
+        return parse_io_stat(read_text(f"{group}/io.stat"))
     except (Absent, Denied, Unsupported):
-        return None, None
+        return None
 
 
-def parse_io_stat(text: str, above: frozenset[str]) -> tuple[int, int]:
-    """Bytes read from and written to the lowest devices. A device without figures has done nothing."""
-    totals = {"rbytes": 0, "wbytes": 0}
-    for line in text.splitlines():
+def parse_io_stat(text: str) -> dict[str, Moved]:
+    """By device number. A device without figures has done nothing."""
+    found = {}
+    for line in filter(str.strip, text.splitlines()):
+        told = {"rbytes": 0, "wbytes": 0}
         words = line.split()
-        if not words or words[0] in above:
-            continue
         for pair in words[1:]:
             key, _, value = pair.partition("=")
-            if key in totals:
+            if key in told:
                 try:
-                    totals[key] += int(value)
+                    told[key] = int(value)
                 except ValueError as error:
                     raise Malformed(f"io.stat: expected {key}=NUMBER, got {pair[:40]!r}") from error
-    return totals["rbytes"], totals["wbytes"]
+        found[words[0]] = Moved(told["rbytes"], told["wbytes"])
+    return found
 
 
 def parse_number(text: str, name: str) -> int | None:
@@ -102,13 +103,15 @@ class Groups:
     def __init__(self, root: Root) -> None:
         self._root = root
         self._folder: str | None = None
-        self._above: frozenset[str] = frozenset()
+        self._above: frozenset[str] = frozenset()  # devices with others below them, which count the same bytes again
+        self._mirrored: Mapping[str, float] = {}
         self._before: dict[str, Counters] = {}
 
     def refresh(self) -> None:
         """Look again for the hierarchy, and for arrays and mapped devices."""
         self._folder = _unified_root(self._root)
         self._above = stacked_numbers(self._root)
+        self._mirrored = mirrored_shares(self._root)
 
     def members(self, path: str) -> list[int]:
         """Processes of a group, not of those below it."""
@@ -129,9 +132,43 @@ class Groups:
         now: dict[str, Counters] = {}
         for path in wanted:
             with suppress(SourceError):
-                now[path] = read(f"{folder}{path}", self._above)
+                now[path] = read(f"{folder}{path}")
         before, self._before = self._before, now
-        return tuple(_since(path, wanted[path], counters, before.get(path)) for path, counters in now.items())
+        return tuple(self._since(path, wanted[path], counters, before.get(path)) for path, counters in now.items())
+
+    def _since(self, path: str, job: str | None, now: Counters, before: Counters | None) -> CgroupIo:
+        if before is None:
+            return CgroupIo(path, job, None, None, None, None, None, None)
+        dirtied = None
+        read, wrote = self._moved(now.devices, before.devices)
+        if wrote is not None and now.dirty_bytes is not None and before.dirty_bytes is not None:
+            dirtied = max(0, wrote + now.dirty_bytes - before.dirty_bytes)
+        return CgroupIo(
+            path,
+            job,
+            read,
+            wrote,
+            dirtied,
+            _grown(now.io_some_seconds, before.io_some_seconds),
+            _grown(now.io_full_seconds, before.io_full_seconds),
+            _grown(now.cpu_seconds, before.cpu_seconds),
+        )
+
+    def _moved(
+        self, now: Mapping[str, Moved] | None, before: Mapping[str, Moved] | None
+    ) -> tuple[int | None, int | None]:
+        """Bytes read from and written to the lowest devices, less the copies that mirrors made."""
+        if now is None or before is None:
+            return None, None
+        read = wrote = 0
+        for number, counters in now.items():
+            then = before.get(number, Moved(0, 0))
+            given = counters.write_bytes - then.write_bytes
+            if number not in self._above:
+                read += counters.read_bytes - then.read_bytes
+                wrote += given
+            wrote -= int(given * self._mirrored.get(number, 0))
+        return read, max(0, wrote)
 
 
 def _unified_root(root: Root) -> str | None:
@@ -140,25 +177,6 @@ def _unified_root(root: Root) -> str | None:
         if os.path.exists(f"{folder}/cgroup.controllers"):
             return folder
     return None
-
-
-def _since(path: str, job: str | None, now: Counters, before: Counters | None) -> CgroupIo:
-    if before is None:
-        return CgroupIo(path, job, None, None, None, None, None, None)
-    dirtied = None
-    wrote = _grown(now.write_bytes, before.write_bytes)
-    if wrote is not None and now.dirty_bytes is not None and before.dirty_bytes is not None:
-        dirtied = max(0, wrote + now.dirty_bytes - before.dirty_bytes)
-    return CgroupIo(
-        path,
-        job,
-        _grown(now.read_bytes, before.read_bytes),
-        wrote,
-        dirtied,
-        _grown(now.io_some_seconds, before.io_some_seconds),
-        _grown(now.io_full_seconds, before.io_full_seconds),
-        _grown(now.cpu_seconds, before.cpu_seconds),
-    )
 
 
 def _grown(now: T | None, before: T | None) -> T | None:

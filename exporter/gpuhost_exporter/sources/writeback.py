@@ -15,7 +15,15 @@ from gpuhost_exporter.errors import Malformed, SourceError
 from gpuhost_exporter.sources import layers, mounts
 from gpuhost_exporter.sources.block import SECTOR_BYTES, Field
 from gpuhost_exporter.sources.evidence import DeviceIo, HostIo, MountIo
-from gpuhost_exporter.sources.files import Root, followed, names, optional_names, optional_text, read_text
+from gpuhost_exporter.sources.files import (
+    Root,
+    followed,
+    names,
+    optional_count,
+    optional_names,
+    optional_text,
+    read_text,
+)
 
 T = TypeVar("T")
 
@@ -70,6 +78,25 @@ def redundant_arrays(root: Root) -> dict[str, dict[str, str]]:
             paths = {member: followed(f"{folder}/slaves", member) for member in optional_names(f"{folder}/slaves")}
             found[name] = {member: os.path.basename(layers.drive_folder(path)) for member, path in paths.items()}
     return found
+
+
+def mirrored_shares(root: Root) -> dict[str, float]:
+    """By number ("9:1") of RAID 1 and 10 arrays: what their members write beyond what the array is given, a share of
+    that; less while members are missing.
+
+    /sys/block/md1/md/level raid10, raid_disks 4, degraded 0, layout 258: near copies in the lowest byte, far ones above
+    """
+    shares = {}
+    for name in (each for each in optional_names(f"{root.sys}/block") if each.startswith("md")):
+        folder = f"{root.sys}/block/{name}"
+        number, level = optional_text(f"{folder}/dev"), optional_text(f"{folder}/md/level")
+        disks = optional_count(f"{folder}/md/raid_disks")
+        if number and disks and level in ("raid1", "raid10"):
+            layout = optional_count(f"{folder}/md/layout") or 0
+            copies = disks if level == "raid1" else (layout & 0xFF) * (layout >> 8 & 0xFF)
+            present = disks - (optional_count(f"{folder}/md/degraded") or 0)
+            shares[number] = max(0.0, copies * present / disks - 1)
+    return shares
 
 
 def mounted_devices(root: Root) -> dict[str, str]:
