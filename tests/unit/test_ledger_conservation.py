@@ -37,6 +37,9 @@ class Memory:
     def update(self, name, change):
         change({})
 
+    def stuck(self, name):
+        return False
+
     def keep_newest(self, prefix, count):
         pass
 

@@ -86,6 +86,24 @@ def test_the_last_day_is_in_memory_with_what_earlier_runs_booked(tmp_path):
     assert list(collected.day(NOON + 25 * 3600, (gpu(3),), {"GPU-3": 1.0})) == []
 
 
+def test_a_disk_that_takes_nothing_for_long_costs_one_change_a_day_and_nothing_counted(tmp_path):
+    (tmp_path / "state").write_text("a file in the folder's place")
+    state = State(str(tmp_path / "state"))
+    collected = hours.Hours(state)
+    for minute in range(-90, 90):
+        collected.add(NOON + 12 * 3600 + 60 * minute, "GPU-3", "data", 7.0)
+        collected.save(NOON + 12 * 3600 + 60 * minute, (gpu(3),), {"GPU-3": 3.0})
+        state.flush()
+    assert not state.writable
+    assert [len(subject.changes) for subject in state._subjects.values()] == [1, 1]
+    (tmp_path / "state").unlink()
+    state.flush()
+    collected.save(NOON + 14 * 3600, (gpu(3),), {"GPU-3": 3.0})
+    state.flush()
+    found = hours.buckets(State(str(tmp_path / "state")), NOON, NOON + 86400)
+    assert sum(bucket.seconds["data"] for bucket in found) == 180 * 7.0
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: (

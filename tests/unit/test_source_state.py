@@ -247,8 +247,10 @@ def test_what_a_disk_that_hung_did_not_take_is_written_when_it_answers(tmp_path,
     time.sleep(0.06)
     state.retry()
     assert not state.writable
+    assert state.stuck("inventory")
     hung.answers.set()
     settle(state)
+    assert not state.stuck("inventory")
     assert (state.writable, state.reason) == (True, "")
     assert on_disk(tmp_path)["data"] == {"a": 1, "b": 99}
     assert on_disk(tmp_path, "kernel_log")["data"] == {"sequence": 99}

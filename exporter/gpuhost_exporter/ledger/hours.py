@@ -37,7 +37,10 @@ class Bucket:
 
 
 class Hours:
-    """Collects what is booked; save() adds it to the files, day() has the last 24 hours in memory."""
+    """Collects what is booked; save() adds it to the files, day() has the last 24 hours in memory.
+
+    While a disk takes nothing, what a file is to be given waits here, added up, and not as one change after the other.
+    """
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -68,8 +71,11 @@ class Hours:
         days: dict[str, dict[tuple[float, str], dict[str, float]]] = {}
         for (start, uuid), accounts in new.items():
             days.setdefault(_day(start), {})[start, uuid] = accounts
-        for day, buckets in sorted(days.items()):
-            self._state.update(PREFIX + day, partial(_merged, new=buckets, gpus=known, wall=wall))
+        for day in sorted(days)[-DAYS_KEPT:]:
+            if self._state.stuck(PREFIX + day):
+                self._new |= days[day]
+            else:
+                self._state.update(PREFIX + day, partial(_merged, new=days[day], gpus=known, wall=wall))
         self._state.keep_newest(PREFIX, DAYS_KEPT)
 
     def last_booked(self) -> float | None:

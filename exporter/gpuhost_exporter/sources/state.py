@@ -100,6 +100,12 @@ class State:
             self._newest[prefix] = count
             self._ask(writing=True)
 
+    def stuck(self, name: str) -> bool:
+        """Whether changes of the subject wait for a disk that takes none: who makes many shall wait with the next."""
+        with self._turn:
+            subject = self._subjects.get(name)
+            return bool(subject and subject.changes and (self._reason or self._hangs()))
+
     def names(self, prefix: str) -> tuple[str, ...]:
         """The subjects of that prefix, on disk or on their way there."""
         with self._turn:
