@@ -8,9 +8,10 @@ from typing import Any
 
 from gpuhost_exporter import figures
 from gpuhost_exporter.clock import Clock
+from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.ledger.accounts import ACCOUNTS
 from gpuhost_exporter.ledger.cost import Spent, per_gpu, together
-from gpuhost_exporter.ledger.hours import buckets
+from gpuhost_exporter.ledger.hours import HOUR, buckets
 from gpuhost_exporter.sources.state import State
 from gpuhost_exporter.table import table
 
@@ -19,19 +20,22 @@ _USEFUL = ("compute", "busy", "communication")
 
 
 def report(state: State, clock: Clock, seconds: float, *, as_json: bool) -> int:
-    """Print it. 1 when nothing was booked in that time."""
+    """Print it. 1 when nothing was booked in that time. Raises ConfigError where the folder may not be read."""
     until = clock.wall()
-    gpus = per_gpu(buckets(state, until - seconds, until))
+    since = (until - seconds) // HOUR * HOUR
+    gpus = per_gpu(buckets(state, since, until))
+    if not gpus and (why := state.unreadable()):
+        raise ConfigError(f"--storage.path: {why}")
     if as_json:
         document = {
-            "since": until - seconds,
+            "since": since,
             "until": until,
             "gpus": [_document(spent) for spent in gpus],
             "all": _document(together(gpus)),
         }
         print(json.dumps(document, indent=1))
     elif gpus:
-        print(_page(gpus, until - seconds), end="")
+        print(_page(gpus, since), end="")
     else:
         print("nothing was booked in that time: the exporter has not run, or --storage.path is another folder")
     return 0 if gpus else 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from support.fakes import FakeClock
 from support.gpus import gpu
 
+from gpuhost_exporter.errors import ConfigError
 from gpuhost_exporter.ledger import hours
 from gpuhost_exporter.ledger.cost import per_gpu, together
 from gpuhost_exporter.report import report
@@ -141,9 +144,63 @@ def test_the_document_has_every_account_in_seconds_and_dollars(tmp_path, clock, 
     (spent,) = document["gpus"]
     assert (spent["gpu"], spent["uuid"]) == ("3", "GPU-3")
     assert spent["seconds"] == {"checkpoint": 600, "compute": 1200}
-    assert spent["dollars"] == {"checkpoint": 1.0, "compute": 2.0}, "at the price that was last set that day"
+    assert spent["dollars"] == {"checkpoint": 1.0, "compute": 2.0}, "at the price that was last set in that hour"
     assert (spent["lost_seconds"], spent["lost_dollars"]) == (600, 1.0)
     assert document["all"]["seconds"] == spent["seconds"]
+
+
+def test_the_time_that_is_told_begins_with_the_hour_that_is_counted(tmp_path, clock, capsys):
+    state = book(tmp_path, NOON - 3599, "compute", 3600.0)
+    assert report(state, clock, 3600, as_json=True) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["since"], document["until"]) == (NOON - 3600, NOON + 1800)
+    assert document["all"]["booked_seconds"] == 3600
+
+
+def dollars(state):
+    return together(per_gpu(hours.buckets(state, 0, NOON * 2))).dollars
+
+
+def test_a_new_price_is_none_of_the_hours_before(tmp_path):
+    book(tmp_path, NOON - 3600, "checkpoint", 3600.0)
+    state = book(tmp_path, NOON, "data", 3600.0, price=4.0)
+    assert dollars(state) == {"checkpoint": 3.0, "data": 4.0}
+
+
+def test_a_file_with_one_price_for_its_day_is_read_and_added_to(tmp_path):
+    data = {
+        "gpus": {"GPU-3": {"index": 3, "name": "NVIDIA H100", "price": 2.0}},
+        "hours": {"11": {"GPU-3": {"checkpoint": 3600.0}}},
+    }
+    (tmp_path / "ledger-2025-10-09.json").write_text(json.dumps({"version": VERSION, "data": data}))
+    assert dollars(State(str(tmp_path))) == {"checkpoint": 2.0}
+    assert dollars(book(tmp_path, NOON, "data", 3600.0)) == {"checkpoint": 2.0, "data": 3.0}
+
+
+def test_a_gpu_that_has_gone_is_booked_with_what_was_known_of_it(tmp_path):
+    state = State(str(tmp_path))
+    collected = hours.Hours(state)
+    collected.save(NOON, (gpu(3),), {"GPU-3": 3.0})
+    collected.add(NOON + 86400, "GPU-3", "lost", 3600.0)
+    collected.save(NOON + 86400, (), {})
+    assert dollars(state) == {"lost": 3.0}
+
+
+@pytest.mark.parametrize("asked", ["listdir", "open"], ids=["the folder", "a file"])
+@pytest.mark.parametrize("as_json", [False, True], ids=["page", "document"])
+def test_what_may_not_be_read_is_not_called_nothing(tmp_path, clock, capsys, monkeypatch, asked, as_json):
+    book(tmp_path, NOON, "data", 1.0)
+    real = getattr(os, asked)
+
+    def deny(path, *more):
+        if str(path).startswith(str(tmp_path)):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *more)
+
+    monkeypatch.setattr(os, asked, deny)
+    with pytest.raises(ConfigError, match=rf"^--storage.path: {tmp_path}.*: Permission denied$"):
+        report(State(str(tmp_path)), clock, 86400, as_json=as_json)
+    assert capsys.readouterr().out == ""
 
 
 def test_nothing_booked_is_said_and_is_a_failure(tmp_path, clock, capsys):

@@ -1,8 +1,9 @@
 """Hourly buckets in the state directory, a file a day (UTC), for people and for `report`. Never a source of /metrics.
 
-ledger-2026-10-09.json   {"gpus": {"GPU-...": {"index": 3, "name": "NVIDIA H100 80GB HBM3", "price": 3.0}},
-                          "hours": {"14": {"GPU-...": {"compute": 3311.2, "checkpoint": 81.0}}},
+ledger-2026-10-09.json   {"gpus": {"GPU-...": {"index": 3, "name": "NVIDIA H100 80GB HBM3"}},
+                          "hours": {"14": {"GPU-...": {"price": 3.0, "compute": 3311.2, "checkpoint": 81.0}}},
                           "booked": 1760018399.5}
+An hour has the price that was last set in it. Older files have one for the whole day, with the GPU.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Hours:
         self._state = state
         self._new: dict[tuple[float, str], dict[str, float]] = {}
         self._day: dict[tuple[float, str], dict[str, float]] = {}
+        self._gpus: dict[str, dict[str, Any]] = {}  # those that have gone, too: their hours are not over
+        self._prices: dict[str, float] = {}
 
     def load(self, wall: float) -> None:
         """What earlier runs booked. Once, before anything is added."""
@@ -66,7 +69,8 @@ class Hours:
                 yield Bucket(start, uuid, gpu.index, gpu.name, prices[uuid], accounts)
 
     def save(self, wall: float, gpus: Iterable[Gpu], prices: Mapping[str, float]) -> None:
-        known = {gpu.uuid: {"index": gpu.index, "name": gpu.name, "price": prices[gpu.uuid]} for gpu in gpus}
+        self._gpus |= {gpu.uuid: {"index": gpu.index, "name": gpu.name} for gpu in gpus}
+        self._prices |= prices
         new, self._new = self._new, {}
         days: dict[str, dict[tuple[float, str], dict[str, float]]] = {}
         for (start, uuid), accounts in new.items():
@@ -75,7 +79,8 @@ class Hours:
             if self._state.stuck(PREFIX + day):
                 self._new |= days[day]
             else:
-                self._state.update(PREFIX + day, partial(_merged, new=days[day], gpus=known, wall=wall))
+                change = partial(_merged, new=days[day], gpus=dict(self._gpus), prices=dict(self._prices), wall=wall)
+                self._state.update(PREFIX + day, change)
         self._state.keep_newest(PREFIX, DAYS_KEPT)
 
     def last_booked(self) -> float | None:
@@ -108,13 +113,13 @@ def _of_day(data: Data, midnight: float) -> Iterator[Bucket]:
     gpus = _table(data.get("gpus"))
     for hour, by_gpu in _table(data.get("hours")).items():
         for uuid, accounts in _table(by_gpu).items():
-            about = _table(gpus.get(uuid))
+            about, told = _table(gpus.get(uuid)), _table(accounts)
             seconds = {
                 account: float(value)
-                for account, value in _table(accounts).items()
+                for account, value in told.items()
                 if account in ACCOUNTS and isinstance(value, (int, float)) and math.isfinite(value) and value > 0
             }
-            index, price = about.get("index"), about.get("price")
+            index, price = about.get("index"), told.get("price", about.get("price"))
             if seconds and hour.isdecimal() and isinstance(index, int) and isinstance(price, (int, float)):
                 yield Bucket(midnight + int(hour) * HOUR, uuid, index, str(about.get("name", "")), price, seconds)
 
@@ -127,16 +132,19 @@ def _merged(
     data: Data,
     new: Mapping[tuple[float, str], Mapping[str, float]],
     gpus: Mapping[str, Mapping[str, Any]],
+    prices: Mapping[str, float],
     wall: float,
 ) -> Data:
     hours = data["hours"] = dict(_table(data.get("hours")))
     for (start, uuid), accounts in new.items():
         hour = hours[_hour(start)] = dict(_table(hours.get(_hour(start))))
         known = hour[uuid] = dict(_table(hour.get(uuid)))
+        known |= {"price": prices[uuid]} if uuid in prices else {}
         for account, seconds in accounts.items():
             before = known.get(account, 0.0)
             known[account] = round((before if isinstance(before, (int, float)) else 0.0) + seconds, 3)
-    data["gpus"] = {**_table(data.get("gpus")), **gpus}
+    told = _table(data.get("gpus"))
+    data["gpus"] = {**told, **{uuid: {**_table(told.get(uuid)), **about} for uuid, about in gpus.items()}}
     data["booked"] = wall
     return data
 

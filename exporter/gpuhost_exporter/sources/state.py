@@ -114,6 +114,16 @@ class State:
             found |= {file.removesuffix(".json") for file in os.listdir(self._folder) if file.endswith(".json")}
         return tuple(sorted(name for name in found if name.startswith(prefix)))
 
+    def unreadable(self) -> str:
+        """Why the folder cannot be listed, or a file that was read not read; empty where nothing is wrong, or there."""
+        try:
+            os.listdir(self._folder)
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            return str(source_error(self._folder, error))
+        return self._reason
+
     def retry(self) -> None:
         """Have what is unwritten written, what other processes changed read, and find out whether the folder takes
         files and the disk answers. Returns at once."""
