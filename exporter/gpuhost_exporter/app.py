@@ -43,6 +43,7 @@ from gpuhost_exporter.targets import Targets
 
 if TYPE_CHECKING:
     from gpuhost_exporter.compat import Dcgm
+    from gpuhost_exporter.sim.latency import Prober
     from gpuhost_exporter.sources.latency.client import LatencyClient
 
 log = logging.getLogger(__name__)
@@ -192,10 +193,15 @@ class App:
             yield Job("processes", self._root_arguments, processes.put, processes.fail)
             yield Job("traffic", self._root_arguments, self.host.traffic.put, self.host.traffic.fail)
 
-    def _latency_client(self) -> LatencyClient | None:
-        """None where no host is to be probed: not configured, or this host is not what it seems."""
-        if self.settings.latency is None or self.settings.simulate:
+    def _latency_client(self) -> LatencyClient | Prober | None:
+        """None where no host is to be probed. A host that is not what it seems probes nobody: it tells what it would
+        have found."""
+        if self.settings.latency is None:
             return None
+        if self._simulation:
+            from gpuhost_exporter.sim.latency import Prober
+
+            return Prober(self.settings.latency, self.host.latency, self.clock, self._simulation.control)
         from gpuhost_exporter.sources.latency.client import LatencyClient
 
         return LatencyClient(self.launcher, self.settings.latency, self.host.latency, self.clock)
