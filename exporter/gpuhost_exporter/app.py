@@ -153,9 +153,9 @@ class App:
                 self.host.marker.close()
         self.launcher.close()
         if self._simulation:
-            import shutil  # brings every compressor along
+            from gpuhost_exporter.sim import folder
 
-            shutil.rmtree(self._simulation.temporary, ignore_errors=True)
+            folder.remove(self._simulation.temporary)
 
     def own_samples(self) -> Iterator[Sample]:
         yield BUILD(__version__, platform.python_version())
@@ -238,13 +238,10 @@ class App:
 
     def _simulate(self, target: str, control: str | None, elapsed: float) -> Simulation:
         from gpuhost_exporter.sim import control as simulated
+        from gpuhost_exporter.sim import folder
 
         host, scenario = simulated.parse_target(target)
-        # On tmpfs where there is one: a disk's file system flushes each time that a file is replaced.
-        shared = "/dev/shm"  # noqa: S108
-        parent = shared if os.access(shared, os.W_OK) else os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108
-        temporary = f"{parent}/gpuhost-simulated-{os.urandom(6).hex()}"
-        os.mkdir(temporary, 0o700)
+        temporary = folder.create()
         simulation = Simulation(control or f"{temporary}/control.json", f"{temporary}/root", temporary)
         self._simulation = simulation  # from here on close() removes the folder
         if control and os.path.exists(control):
