@@ -114,7 +114,7 @@ def walks(length: int, ending: Ending) -> Scrapes:
     with ExitStack() as left:
         with ending.held():
             folder = tempfile.mkdtemp(prefix=f"gpuhost-demo-{os.getpid()}-", dir=memory())
-            left.callback(shutil.rmtree, folder, ignore_errors=True)
+            left.callback(remove, folder, ending)
         pool = left.enter_context(concurrent.futures.ProcessPoolExecutor(workers, context, _be_ended_by_the_demo))
         try:
             with ending.held():
@@ -297,7 +297,8 @@ def main(arguments: list[str]) -> int:
         with ending, ExitStack() as left:
             with ending.held():
                 processes = stack.Processes(Path(tempfile.mkdtemp(prefix="gpuhost-demo-")), ending.held)
-                left.callback(remove, processes, ending)
+                left.callback(remove, processes.folder, ending)
+                left.callback(stop, processes, ending)
             return show(processes, ending, ready)
     except stack.Missing as missing:
         print(missing, *stack.in_containers(), sep="\n", file=sys.stderr)
@@ -306,10 +307,14 @@ def main(arguments: list[str]) -> int:
         return 0
 
 
-def remove(processes: stack.Processes, ending: Ending) -> None:
+def stop(processes: stack.Processes, ending: Ending) -> None:
     with ending.held():
         processes.stop()
-        shutil.rmtree(processes.folder, ignore_errors=True)
+
+
+def remove(folder: Path | str, ending: Ending) -> None:
+    with ending.held():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
