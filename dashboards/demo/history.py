@@ -13,17 +13,20 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from gpuhost_exporter.collectors import ALL
 from gpuhost_exporter.config import Settings
 from gpuhost_exporter.errors import SourceError
-from gpuhost_exporter.exposition import BUILD, SIMULATED, Renderer
+from gpuhost_exporter.exposition import BUILD, SIMULATED, Exposition, Renderer
 from gpuhost_exporter.host import Host
+from gpuhost_exporter.latency.settings import LatencySettings, Rdma
 from gpuhost_exporter.runner import Runner
 from gpuhost_exporter.sim import control
 from gpuhost_exporter.sim.ioctl import Interfaces, ioctl
+from gpuhost_exporter.sim.latency import Prober
 from gpuhost_exporter.sim.mounts import Statvfs
 from gpuhost_exporter.sim.nvml import SimNvml
 from gpuhost_exporter.sim.tree import Tree
@@ -48,6 +51,17 @@ from gpuhost_exporter.targets import Targets
 LEFT_OUT = frozenset({"driver-hung", "driver-crash"})
 _UPTIME = 86400.0 * 20
 _QUIET_CPU = Wait(seconds=20e-6, times=50)
+_LATENCY_SECONDS = 10
+# Whom the host probes: each host of the demo has another one there. The addresses are never used.
+NEXT = "next"
+_LATENCY = LatencySettings(
+    name="this",
+    listen=("127.0.0.1", 1),
+    key_file="",
+    hosts={"this": ("127.0.0.1", 1), NEXT: ("127.0.0.1", 2)},
+    interval=_LATENCY_SECONDS,
+    rdma=Rdma("mlx5_0"),
+)
 
 
 class MovedClock:
@@ -60,6 +74,23 @@ class MovedClock:
 
     def wall(self) -> float:
         return self._wall + self.elapsed
+
+
+class _Rendering:
+    """The moved clock going on for as long as the processor works: so a page has its cost."""
+
+    def __init__(self, clock: MovedClock) -> None:
+        self._clock = clock
+        self._began = 0.0
+
+    def begin(self) -> None:
+        self._began = time.thread_time()
+
+    def now(self) -> float:
+        return self._clock.now() + time.thread_time() - self._began
+
+    def wall(self) -> float:
+        return self._clock.wall()
 
 
 class _Thread:
@@ -106,7 +137,7 @@ class Walk:
         tree = f"{folder}/root"
         self._tree = Tree(path, tree, clock)
         self._tree.write()
-        settings = Settings(simulate=f"{host}:tour")
+        settings = Settings(simulate=f"{host}:tour", latency=_LATENCY)
         self._launcher = _Thread(SimNvml(path, clock), clock)
         launcher: Any = self._launcher
         root = Root.below(tree)
@@ -130,8 +161,11 @@ class Walk:
         adapters = Adapters(root, clock)
         self.host.traffic.connect(lambda: self._carried(adapters))
         self.host.registers.put(Registers(switch_ports(root)))
-        collectors = tuple(kind(self.host) for kind in ALL if kind.name != "latency")
+        self._prober = Prober(_LATENCY, self.host.latency, clock, path)
+        collectors = tuple(kind(self.host) for kind in ALL)
         self._runner = Runner(tuple((each, each.seconds_between_polls()) for each in collectors), clock)
+        self._rendering = _Rendering(clock)
+        self._exposition = Exposition(self._runner, self._rendering, tuple)
 
     def _look(self, follower: Follower, request: dict[str, Any]) -> bool:
         self.host.processes.put(follower.look(request["holding"]))
@@ -150,11 +184,17 @@ class Walk:
             self.host.drive_health.put(reports)
         if second % 5 == 0:
             self.host.waits.put((_QUIET_CPU,))
+        if second % _LATENCY_SECONDS == 0:
+            self._prober.look()
         for task in self._runner.tasks:
             if second % max(task.interval, 1) == 0:
                 task.poll()
 
     def samples(self) -> Iterator[Sample]:
+        """What a scrape finds."""
+        self._rendering.begin()
+        self._exposition.render(openmetrics=False, gzip=True)
+        yield from self._exposition.own_samples()
         yield from self._runner.samples()
         yield BUILD("history", "3")
         yield SIMULATED(self.host.simulated)
@@ -162,6 +202,11 @@ class Walk:
     def close(self) -> None:
         self.host.nvml.release(0.0)
         self.host.state.close()
+
+
+def memory() -> str | None:
+    """Where files cost no disk, if there is such a place."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 
 
 def record(
@@ -174,17 +219,18 @@ def record(
     start: int = 0,
     end: int,
     names: Collection[str],
+    folder: str | None = None,
 ) -> list[tuple[float, str]]:
     """The walk's expositions from `start` to `end`, one `every` so many seconds: seconds since the walk began, and the
     text of the metrics named.
 
     `wall`: time of day at the walk's beginning. `step`: seconds between looks; more is faster, the ledger coarser.
+    `folder`: where the host's files are for as long, and stay when this process is killed.
     """
     found = []
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
     # The thread that keeps the state may still write when it is told to end.
-    with tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True) as folder:
-        walk = Walk(folder, host, stops, wall, start)
+    with tempfile.TemporaryDirectory(dir=folder or memory(), ignore_cleanup_errors=True) as below:
+        walk = Walk(below, host, stops, wall, start)
         try:
             for second in range(start, end, step):
                 walk.tick(second)
@@ -199,7 +245,6 @@ def record(
 def main() -> None:
     """For a look: python history.py SCENARIO SECONDS STEP"""
     import sys
-    import time
 
     began = time.process_time()
     names = {"gpuhost_gpu_time_seconds_total", "gpuhost_checkpoint_last_duration_seconds"}

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RULES = sorted((ROOT / "alerts" / "rules").glob("*.yml"))
 SCRAPE_SECONDS = 15
+JOB = "gpuhost-demo"
+ENDPOINTS_JOB = "vllm"
 # Where Grafana keeps its own files, by who packaged it.
 _GRAFANA_HOMES = ("/usr/share/grafana", "/usr/local/share/grafana", "/opt/homebrew/opt/grafana/share/grafana")
 _START_SECONDS = 60.0
@@ -37,6 +40,16 @@ def program(*names: str, install: str) -> str:
     raise Missing(f"{names[0]} is not installed: {install}")
 
 
+def in_containers() -> Iterator[str]:
+    """What there is to start instead, with a container engine: not the demo."""
+    for engine in filter(shutil.which, ("docker", "podman")):
+        yield (
+            f"Or one host with all that watches it: {engine} compose -f {ROOT / 'deploy' / 'compose.yaml'} up -d; "
+            "the file says how to simulate it."
+        )
+        return
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -46,13 +59,15 @@ def free_port() -> int:
 
 @dataclass(slots=True)
 class Processes:
-    """What was started, to be ended in the opposite order."""
+    """What was started, to be ended in the opposite order. `held`: within it nothing breaks off a start, which would
+    leave behind a process that is not known yet."""
 
     folder: Path
+    held: Callable[[], AbstractContextManager[None]] = nullcontext
     running: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        with (self.folder / f"{name}.log").open("wb") as log:
+        with self.held(), (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(  # noqa: S603
                 command,
                 stdout=log,
@@ -61,7 +76,7 @@ class Processes:
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,  # Ctrl-C is for the demo, which ends them in order
             )
-        self.running.append((name, process))
+            self.running.append((name, process))
 
     def ended(self) -> list[str]:
         return [name for name, process in self.running if process.poll() is not None]
@@ -109,6 +124,7 @@ def _of_instance(label: str) -> dict[str, Any]:
 class Prometheus:
     processes: Processes
     targets: Mapping[str, int]  # instance -> port
+    endpoints: Mapping[str, int] = field(default_factory=dict)  # the same, of inference
     port: int = field(default_factory=free_port)
     alertmanager: int | None = None
     rules: Sequence[Path] = tuple(RULES)
@@ -132,13 +148,14 @@ class Prometheus:
             "rule_files": [str(file) for file in (self._in_haste() if self.hasty else self.rules)],
             "scrape_configs": [
                 {
-                    "job_name": "gpuhost-demo",
+                    "job_name": job,
                     "metric_relabel_configs": [_of_instance("exported_job"), _of_instance("run")] * self.own_jobs,
                     "static_configs": [
                         {"targets": [f"127.0.0.1:{port}"], "labels": {"instance": instance, "cluster": "demo"}}
-                        for instance, port in self.targets.items()
+                        for instance, port in targets.items()
                     ],
                 }
+                for job, targets in ((JOB, self.targets), (ENDPOINTS_JOB, self.endpoints))
             ],
         }
         if self.alertmanager is not None:
@@ -243,11 +260,11 @@ def grafana(processes: Processes, prometheus: str) -> int:
     return port
 
 
-def write_openmetrics(file: Path, hosts: Mapping[str, Iterable[tuple[float, str]]]) -> None:
+def write_openmetrics(file: Path, hosts: Mapping[str, Iterable[tuple[float, str]]], job: str = JOB) -> None:
     """`hosts`: instance -> wall time and text of each scrape, in the order of time."""
     with file.open("w", encoding="utf-8") as out:
         for instance, scrapes in hosts.items():
-            target = f'cluster="demo",instance="{instance}",job="gpuhost-demo"'
+            target = f'cluster="demo",instance="{instance}",job="{job}"'
             for wall, text in scrapes:
                 out.writelines(with_target(text, target, f" {wall:.3f}\n"))
         out.write("# EOF\n")

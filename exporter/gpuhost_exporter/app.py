@@ -43,6 +43,7 @@ from gpuhost_exporter.targets import Targets
 
 if TYPE_CHECKING:
     from gpuhost_exporter.compat import Dcgm
+    from gpuhost_exporter.sim.latency import Prober
     from gpuhost_exporter.sources.latency.client import LatencyClient
 
 log = logging.getLogger(__name__)
@@ -152,9 +153,9 @@ class App:
                 self.host.marker.close()
         self.launcher.close()
         if self._simulation:
-            import shutil  # brings every compressor along
+            from gpuhost_exporter.sim import folder
 
-            shutil.rmtree(self._simulation.temporary, ignore_errors=True)
+            folder.remove(self._simulation.temporary)
 
     def own_samples(self) -> Iterator[Sample]:
         yield BUILD(__version__, platform.python_version())
@@ -192,10 +193,15 @@ class App:
             yield Job("processes", self._root_arguments, processes.put, processes.fail)
             yield Job("traffic", self._root_arguments, self.host.traffic.put, self.host.traffic.fail)
 
-    def _latency_client(self) -> LatencyClient | None:
-        """None where no host is to be probed: not configured, or this host is not what it seems."""
-        if self.settings.latency is None or self.settings.simulate:
+    def _latency_client(self) -> LatencyClient | Prober | None:
+        """None where no host is to be probed. A host that is not what it seems probes nobody: it tells what it would
+        have found."""
+        if self.settings.latency is None:
             return None
+        if self._simulation:
+            from gpuhost_exporter.sim.latency import Prober
+
+            return Prober(self.settings.latency, self.host.latency, self.clock, self._simulation.control)
         from gpuhost_exporter.sources.latency.client import LatencyClient
 
         return LatencyClient(self.launcher, self.settings.latency, self.host.latency, self.clock)
@@ -232,13 +238,10 @@ class App:
 
     def _simulate(self, target: str, control: str | None, elapsed: float) -> Simulation:
         from gpuhost_exporter.sim import control as simulated
+        from gpuhost_exporter.sim import folder
 
         host, scenario = simulated.parse_target(target)
-        # On tmpfs where there is one: a disk's file system flushes each time that a file is replaced.
-        shared = "/dev/shm"  # noqa: S108
-        parent = shared if os.access(shared, os.W_OK) else os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108
-        temporary = f"{parent}/gpuhost-simulated-{os.urandom(6).hex()}"
-        os.mkdir(temporary, 0o700)
+        temporary = folder.create()
         simulation = Simulation(control or f"{temporary}/control.json", f"{temporary}/root", temporary)
         self._simulation = simulation  # from here on close() removes the folder
         if control and os.path.exists(control):

@@ -35,13 +35,11 @@ HOST, VIRTUAL = "gpu-host-1", "gpu-vm-1"
 JOB = "slurm:90017"
 LENGTH = sum(seconds for _, seconds in WALK)
 
-# No data is right here: alerts are not evaluated over the past, nobody is probed or scraped, or it does not happen.
+# No data is right here: alerts are not evaluated over the past, nobody asks the exporter or runs verify, or it does not
+# happen.
 EMPTY = {
-    ("exporter", "A scrape: rendering"),
     ("exporter", "Clients"),
     ("exporter", "Failed reads"),
-    ("fabric", "Latency, worst peer"),
-    ("fabric", "Latency over TCP, against its past"),
     ("fleet", "What is wrong"),
     ("host", "What is wrong"),
     ("host", "Against its sisters"),
@@ -51,6 +49,10 @@ EMPTY = {
 # (board, panel) or with the query's letter: what the largest value must lie between.
 SIZES = {
     ("exporter", "Collectors", "B"): (0, 120),
+    ("exporter", "A scrape: rendering"): (1e-4, 0.5),
+    ("fabric", "Latency, worst peer"): (0.6, 1),
+    ("fabric", "Latency over RDMA and MPI", "A"): (5e-6, 20e-6),
+    ("fabric", "Latency over TCP, against its past", "A"): (0.8, 1.3),
     ("fabric", "Ports: sent", "A"): (5e9, 50e9),
     ("fabric", "Ports: sent", "B"): (50e9, 50e9),
     ("fabric", "Ports: sent", "C"): (12.5e9, 12.5e9),

@@ -1,4 +1,4 @@
-"""`make demo` as somebody runs it: everything comes up, every host is seen, and Ctrl-C leaves nothing."""
+"""`make demo` as somebody runs it: everything comes up, every host is seen, and whatever ends it leaves nothing."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -58,43 +60,79 @@ def belongings(folder):
     return found
 
 
-def test_it_shows_every_host_and_leaves_nothing(tmp_path):
-    ready, folder, said = tmp_path / "ready", tmp_path / "tmp", tmp_path / "said"
-    folder.mkdir()
-    environment = {**os.environ, "TMPDIR": str(folder)}  # the walk is kept where demos before have left it
+@contextmanager
+def started(folder, *arguments, **variables):
+    """The demo and what it says. What it starts has its temporary files in `folder`."""
+    environment = {**os.environ, "TMPDIR": str(folder), **variables}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    said = folder.with_name("said")
+    folder.mkdir()
     with said.open("wb") as out:
         demo = subprocess.Popen(
             # A shell that runs the tests in the background has them ignore what Ctrl-C sends.
-            ["env", "--default-signal=INT", sys.executable, f"{FOLDER}/demo/demo.py", "--ready-file", str(ready)],
+            ["env", "--default-signal=INT", sys.executable, f"{FOLDER}/demo/demo.py", *arguments],
             stdout=out,
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
         )
     try:
+        yield demo, said
+    finally:
+        demo.terminate()  # where a test has failed: what it started has sessions of its own
+        demo.wait(120)
+
+
+def ended(demo, said, first, second):
+    """Asked to, and again while it does so."""
+    demo.send_signal(first)
+    time.sleep(0.2)
+    demo.send_signal(second)
+    demo.wait(120)
+    text = said.read_text()
+    # The second may come when all is done and Python itself is ending.
+    assert demo.returncode in (0, -second), text
+    assert "Traceback" not in text
+    return text
+
+
+def test_it_shows_every_host_and_leaves_nothing(tmp_path):
+    ready, folder = tmp_path / "ready", tmp_path / "tmp"
+    # The walk is kept where demos before have left it.
+    with started(folder, "--ready-file", str(ready)) as (demo, said):
         url = until(lambda: ready.exists() and ready.read_text(), LIMIT, demo)
         assert len(belongings(folder)) >= len(HOSTS) + 1  # Prometheus; what else depends on what is installed
         looked_at(url, demo)
-    finally:
-        demo.send_signal(signal.SIGINT)
-        try:
-            demo.wait(120)
-        finally:
-            if demo.poll() is None:
-                os.killpg(demo.pid, signal.SIGKILL)
-    text = said.read_text()
-    assert demo.returncode == 0, text
+        text = ended(demo, said, signal.SIGHUP, signal.SIGINT)
     assert set(re.findall(r"gpu-host-\d+", text)) == HOSTS
-    assert "Traceback" not in text
     assert belongings(folder) == []
     assert list(folder.iterdir()) == []
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"{url}/-/ready", timeout=5)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_ended_while_it_makes_the_history_it_leaves_nothing(tmp_path, number):
+    folder, cache = tmp_path / "tmp", tmp_path / "cache"
+    with started(folder, XDG_CACHE_HOME=str(cache)) as (demo, said):
+        parents = (Path("/dev/shm"), folder)
+
+        def trees():
+            return [tree for each in parents for tree in each.glob(f"gpuhost-demo-{demo.pid}-*/*/root")]
+
+        until(trees, 120, demo)
+        workers = psutil.Process(demo.pid).children(recursive=True)
+        ended(demo, said, number, signal.SIGINT)
+        left = [each for parent in parents for each in parent.glob(f"gpuhost-demo-{demo.pid}-*")]
+    assert workers
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert left == []
+    assert list(folder.iterdir()) == []
+    assert not cache.exists()
+
+
 def looked_at(url, demo):
-    until(lambda: by_host(url, "up == 1").keys() == HOSTS, 120, demo)
+    until(lambda: by_host(url, "up{job='gpuhost-demo'} == 1").keys() == HOSTS, 120, demo)
     # Live, an hour ago, and recorded by the rules from both.
     for expression in (
         "gpuhost_simulated == 1",
@@ -104,8 +142,14 @@ def looked_at(url, demo):
         "last_over_time(host:gpuhost_worth_dedicated:bool{rule='utilization'}[10m])",
         "last_over_time(host:gpuhost_utilization:avg30d[10m])",
         "sum by (instance) (last_over_time(host:gpuhost_cost_dollars:sum1d[10m]))",
+        # What else than the simulation has to be there for.
+        "max by (instance) (gpuhost_fabric_round_trip_median_seconds{transport='rdma'})",
+        "max by (instance) (gpuhost_fabric_round_trip_drift_ratio offset 50m)",
+        "rate(gpuhost_exporter_render_seconds_total[5m] offset 50m) > 0",
+        "min by (instance) (device:gpuhost_verify:ratio_sisters) > 0.8",
     ):
         until(lambda expression=expression: by_host(url, expression).keys() == HOSTS, 400, demo)
+    until(lambda: ask(url, "last_over_time(endpoint:gpuhost_worth_dedicated:bool[10m]) == 1"), 400, demo)
     # Live, out of what another rule records every few minutes.
     until(lambda: ask(url, "sum_over_time(fleet:gpuhost_cost_dollars:sum1d[30s]) > 0"), 120, demo)
     with urllib.request.urlopen(f"{url}/api/v1/rules", timeout=30) as answer:
@@ -114,7 +158,7 @@ def looked_at(url, demo):
     assert groups
     assert broken == []
     # History and what the hosts tell live are one hour: no minute of it is paid twice.
-    until(lambda: by_host(url, "count_over_time(up[5m]) >= 4").keys() == HOSTS, 200, demo)
+    until(lambda: by_host(url, "count_over_time(up{job='gpuhost-demo'}[5m]) >= 4").keys() == HOSTS, 200, demo)
     hour = "sum by (instance) (host:gpuhost_cost_dollars:increase1h)"
     cost = until(lambda: len(found := by_host(url, hour)) == len(HOSTS) and found, 120, demo)
     assert all(0.9 * DOLLARS < dollars < 1.01 * DOLLARS for dollars in cost.values()), cost

@@ -504,3 +504,6 @@ def test_a_simulated_host_probes_nobody(tmp_path):
         daemon.ready()
         assert "gpuhost-latency" not in daemon.descendants().values()
         assert value(daemon.series(), "gpuhost_collector_up", collector="latency") == 1
+        # Nobody is at b's port; what the simulation tells has come from no network.
+        series = daemon.wait_until(round_trips)
+        assert value(series, f"{FABRIC}probe_loss_ratio", peer="b", transport="tcp") == 0

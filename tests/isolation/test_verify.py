@@ -176,7 +176,7 @@ sys.exit(main(sys.argv[1:-1]))
 
 def test_an_interruption_while_it_only_looks_leaves_no_simulated_host(environment, tmp_path):
     name = os.urandom(6).hex()
-    folders = [f"{parent}/gpuhost-simulated-{name}" for parent in ("/dev/shm", tmp_path)]
+    folders = [f"{parent}/gpuhost-simulation-{name}" for parent in ("/dev/shm", tmp_path)]
     process = subprocess.Popen(
         [sys.executable, "-c", NAMED, "verify", "--passive", "--simulate=h100x8", name],
         env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
