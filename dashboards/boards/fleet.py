@@ -1,6 +1,6 @@
 """Fleet: is anything wrong, what does it cost, and who wastes most. Reads what is recorded per host."""
 
-from kit.board import FLEET, TO_HOST, Board, Section
+from kit.board import FLEET, TO_HOST, Board, Section, fired
 from kit.panels import answer, bars, timeline
 from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, at_least, below
 from kit.tables import Column, listing
@@ -29,7 +29,7 @@ BOARD = Board(
             (
                 answer(
                     "Paging now",
-                    f"count(count by (cluster, job, instance) ({F('ALERTS', alertstate='firing', severity='page')}))"
+                    f"count(count by (cluster, job, instance) ({fired(F, 'page')}))"
                     f" or 0 * count({F('gpuhost_exporter_build_info')})",
                     why="Hosts with an alert that pages. Good is 0; the table below says which and why.",
                     steps=((None, PLAIN), (0, GOOD), (1, ACT)),

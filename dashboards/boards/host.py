@@ -1,6 +1,6 @@
 """Host: one screen of every target against actual, then the GPUs in detail."""
 
-from kit.board import HOST, Board, Section
+from kit.board import HOST, Board, Section, fired
 from kit.panels import answer, bars, states, timeline
 from kit.parts import ACT, FINE, GOOD, PLAIN, WATCH, Line, below
 from kit.tables import Column, listing
@@ -28,8 +28,7 @@ BOARD = Board(
             (
                 answer(
                     "Paging now",
-                    f"count({H('ALERTS', alertstate='firing', severity='page')})"
-                    f" or 0 * max({H('gpuhost_exporter_build_info')})",
+                    f"count({fired(H, 'page')}) or 0 * max({H('gpuhost_exporter_build_info')})",
                     why="Alerts that page, firing on this host. Good is 0; the table beside says which.",
                     steps=((None, PLAIN), (0, GOOD), (1, ACT)),
                     empty=_NO_HOST,

@@ -49,6 +49,22 @@ def test_a_label_that_prometheus_renames_is_known_by_its_new_name():
     assert 'exported_job!~"a|b"' in found.stdout
 
 
+_NARROWED = """
+import json
+from kit.board import Board
+board = Board("u", "t", "d", (), of_one_host=False, checkpoints=True, only="and on (instance) up == 0")
+for annotation in json.loads(board.json())["annotations"]["list"]:
+    print(annotation["target"]["expr"])
+"""
+
+
+def test_a_page_can_narrow_its_annotations():
+    found = python("-c", _NARROWED)
+    alerts, checkpoints = found.stdout.splitlines()
+    assert alerts.endswith('cluster=~"$cluster"} and on (instance) up == 0')
+    assert checkpoints.endswith('{cluster=~"$cluster"} and on (instance) up == 0) > 0')
+
+
 _READ_BACK = """
 import json, sys, warnings
 warnings.simplefilter("ignore")

@@ -165,7 +165,14 @@ def test_pages_come_before_tickets_and_the_newest_first():
         assert organize["options"]["excludeByName"][by["field"]]
         assert not panel["options"].get("sortBy"), "a sort of the table itself undoes it"
         (query,) = (each for each in panel["targets"] if f"Value #{each['refId']}" == by["field"])
-        assert re.search(r"\+ 1000000000 \* max by [^{]+\{alertstate=\"firing\",severity=\"ticket\"", query["expr"])
+        assert re.search(r"\+ 1000000000 \* max by [^{]+\{[^}]+,severity=\"ticket\"", query["expr"])
+
+
+def test_only_this_projects_alerts_are_counted_and_drawn():
+    found = [selector for query in QUERIES for selector in re.findall(r"ALERTS\{[^}]*\}", query.expression)]
+    assert len(found) > 15
+    for selector in found:
+        assert selector.startswith('ALERTS{alertname=~"Gpuhost.*"'), selector
 
 
 def test_rows_and_lines_of_hosts_are_told_apart_by_cluster_too():
