@@ -7,6 +7,7 @@ from kit.tables import Column, listing
 
 from boards.accounts import WORK, WORK_FIRST, accounts_over_time
 from boards.alerts import firing
+from boards.fabric import used
 
 F = FLEET
 _NO_HOST = "No gpuhost-exporter has been scraped in this time"
@@ -230,7 +231,7 @@ BOARD = Board(
                             "Array down",
                         ),
                         Line(
-                            f"count(count by (cluster, instance) ({F('gpuhost_rdma_port_up')} == 0))"
+                            f"count(count by (cluster, instance) ({used(F, 'gpuhost_rdma_port_up')} == 0))"
                             f" or 0 * count({F('gpuhost_exporter_build_info')})",
                             "RDMA port down",
                         ),

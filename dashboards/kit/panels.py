@@ -31,6 +31,7 @@ from kit.parts import (
     mapping,
     now,
     over_time,
+    stepped,
     thresholds,
 )
 
@@ -189,6 +190,8 @@ def bars(
     if most is not None:
         panel = panel.max(most)
     for letter, line in zip(string.ascii_uppercase, lines, strict=False):
+        if line.steps:
+            panel = panel.override_by_query(letter, [stepped(line.steps)])
         if line.colour:
             panel = panel.override_by_query(letter, [fixed(line.colour)])
     return Placed(panel, width)

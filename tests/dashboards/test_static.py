@@ -222,6 +222,54 @@ def test_a_host_that_died_is_missed_at_the_top_of_the_fleet():
     assert "last_over_time(gpuhost_gpus_expected" in shown["GPUs that answer"]
 
 
+def steps_of(board, title, letter=None):
+    """A panel's steps of colour, or those of one of its queries."""
+    (panel,) = (each for each in panels(BOARDS[board]) if each["title"] == title)
+    if letter is None:
+        found = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+    else:
+        (found,) = (
+            each["value"]["steps"]
+            for override in panel["fieldConfig"]["overrides"]
+            if override["matcher"] == {"id": "byFrameRefID", "options": letter}
+            for each in override["properties"]
+            if each["id"] == "thresholds"
+        )
+    return [(step.get("value"), step["color"]) for step in found]
+
+
+def test_against_its_targets_a_host_is_red_only_where_an_alert_pages():
+    title = "Target against actual"
+    letters = {query.legend: query.letter for query in QUERIES if query.board == "host" and query.panel == title}
+    assert ACT not in {colour for _, colour in steps_of("host", title)}
+    assert steps_of("host", title, letters["NVLink usable"]) == [(None, "text"), (0, ACT), (0.999, "green")]
+    for storage in ("Storage, written", "Storage, read"):
+        assert steps_of("host", title, letters[storage]) == steps_of("storage", "Write demand met")
+
+
+def test_no_array_served_is_a_figure_and_no_absence():
+    shown = {query.panel: query.expression for query in QUERIES if query.board == "storage"}
+    assert re.fullmatch(r"sum\(gpuhost_array_up\{.+\}\) / count\(.+\)", shown["Arrays served"])
+
+
+def test_a_port_that_was_never_cabled_is_not_red():
+    places = (("fabric", "Ports up", "A"), ("fabric", "Ports", "A"), ("fabric", "Ports", "B"))
+    asked = {(query.board, query.panel, query.letter): query.expression for query in QUERIES}
+    for place in (*places, ("fleet", "Hosts below target", "C")):
+        assert "unless on (cluster, job, instance, device, port) device:gpuhost_rdma_port_used:bool" in asked[place]
+    (table,) = (panel for panel in panels(BOARDS["fabric"]) if panel["title"] == "Ports")
+    for column in ("Up", "Cable"):
+        (cell,) = (each for each in table["fieldConfig"]["overrides"] if each["matcher"]["options"] == column)
+        (shown,) = (each["value"][0]["options"]["-1"] for each in cell["properties"] if each["id"] == "mappings")
+        assert (shown["text"], shown["color"]) == ("unused", "text")
+
+
+def test_pauses_are_of_the_worst_priority_as_the_alert_takes_them():
+    drawn = [query.expression for query in QUERIES if query.panel == "3. Pauses (PFC)" and not query.letter > "B"]
+    assert len(drawn) == 2
+    assert all(expression.startswith("max by (device) (rate(") for expression in drawn)
+
+
 def test_ports_have_a_line_for_each_rate():
     """And not for the slowest alone, which a fast port runs above."""
     for title in ("Ports: sent", "Ports: received"):
