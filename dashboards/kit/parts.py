@@ -93,8 +93,8 @@ def mapping(shown: Mapping[str, tuple[str, str]]) -> models.ValueMap:
     )
 
 
-def fixed(colour: str) -> models.DynamicConfigValue:
-    return models.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": colour})
+def fixed(colour: str, mode: str = "fixed") -> models.DynamicConfigValue:
+    return models.DynamicConfigValue("color", {"mode": mode, "fixedColor": colour})
 
 
 def stepped(steps: Sequence[Step]) -> models.DynamicConfigValue:

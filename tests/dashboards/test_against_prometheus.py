@@ -41,7 +41,9 @@ EMPTY = {
     ("exporter", "Clients"),
     ("exporter", "Failed reads"),
     ("fabric", "Latency, worst peer"),
+    ("fabric", "Latency over RDMA and MPI"),
     ("fabric", "Latency over TCP, against its past"),
+    ("fabric", "Probes lost over TCP"),
     ("fleet", "What is wrong"),
     ("host", "What is wrong"),
     ("host", "Against its sisters"),
@@ -136,7 +138,10 @@ def ask(url, path, **parameters):
 
 def sent(expression):
     """As Grafana would, for the last 20 minutes."""
-    variables = {"cluster": ".*", "instance": HOST, "work": JOB, "__rate_interval": "2m", "__range": "20m"}
+    variables = {
+        "cluster": ".*", "instance": HOST, "work": JOB,
+        "__rate_interval": "2m", "__range": "20m", "__interval": f"{STEP}s",
+    }  # fmt: skip
     return re.sub(r"\$\{?(\w+)\}?", lambda found: variables.get(found.group(1), found.group()), expression)
 
 

@@ -275,5 +275,59 @@ def test_ports_have_a_line_for_each_rate():
     for title in ("Ports: sent", "Ports: received"):
         lines = [query for query in QUERIES if query.board == "fabric" and query.panel == title and query.letter > "A"]
         assert len(lines) == 3
-        assert all(re.match(r"max\(", query.expression) for query in lines)
+        assert all(re.match(r"\(max\(", query.expression) for query in lines)
         assert [query.expression.count("scalar(") for query in lines] == [0, 1, 2]
+
+
+def timelines():
+    return [(name, each) for name, board in BOARDS.items() for each in panels(board) if each["type"] == "timeseries"]
+
+
+def test_a_target_is_drawn_only_where_there_is_something_to_hold_against_it():
+    """Else no panel with a target is ever empty, and none says why it is."""
+    dashed = 0
+    for name, panel in timelines():
+        asked = {target["refId"]: target["expr"] for target in panel["targets"]}
+        for override in panel["fieldConfig"]["overrides"]:
+            if any(each["id"] == "custom.lineStyle" for each in override["properties"]):
+                dashed += 1
+                first, target = asked["A"], asked[override["matcher"]["options"]]
+                end = f") and on () present_over_time(({first})[$__range:$__interval] @ end())"
+                assert target.endswith(end), f"{name}: {panel['title']}"
+    assert dashed > 25
+
+
+def test_no_line_gets_a_colour_that_means_something_by_its_place():
+    for name, panel in timelines():
+        assert panel["fieldConfig"]["defaults"]["color"] == {"mode": "shades", "fixedColor": "blue"}, panel["title"]
+        legends = {target["refId"]: target["legendFormat"] for target in panel["targets"]}
+        for override in panel["fieldConfig"]["overrides"]:
+            matched = override["matcher"]["options"]
+            for colour in (each["value"]["fixedColor"] for each in override["properties"] if each["id"] == "color"):
+                assert ACT not in colour or legends.get(matched, matched) == "lost", f"{name}: {panel['title']}"
+                if override["matcher"]["id"] == "byRegexp":
+                    assert not re.search("red|orange|green", colour)
+
+
+def colour_of(panel, shown):
+    for override in panel["fieldConfig"]["overrides"]:
+        matcher = override["matcher"]
+        if matcher["id"] == "byRegexp" and re.search(matcher["options"].strip("/"), shown):
+            yield override["properties"][0]["value"]["fixedColor"]
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        [f"nvme{number}n1" for number in range(10)],
+        [f"mlx5_{number}" for number in range(10)],
+        [f"GPU {number}" for number in range(10, 20)],
+        [f"gpu-host-{number}:19400" for number in range(10)],
+    ],
+    ids=lambda shown: shown[0],
+)
+def test_things_have_the_colour_of_their_number(shown):
+    (panel,) = (each for _, each in timelines() if each["title"] == "Drives: latency of a request")
+    colours = [list(colour_of(panel, each)) for each in shown]
+    assert all(len(each) == 1 for each in colours), colours
+    assert len({each for (each,) in colours}) == 10
