@@ -89,7 +89,7 @@ def timeline(
     lines: Sequence[Line],
     *,
     why: str,
-    unit: str = "short",
+    unit: str,
     empty: str = WITHOUT_DATA,
     width: int = 8,
     least: float | None = 0,

@@ -38,8 +38,10 @@ LENGTH = sum(seconds for _, seconds in WALK)
 # No data is right here: alerts are not evaluated over the past, nobody is probed or scraped, or it does not happen.
 EMPTY = {
     ("exporter", "A scrape: rendering"),
-    ("exporter", "Clients"),
+    ("exporter", "Clients: connections open"),
+    ("exporter", "Clients: refused or failed"),
     ("exporter", "Failed reads"),
+    ("exporter", "Readers: stuck"),
     ("fabric", "Latency, worst peer"),
     ("fabric", "Latency over RDMA and MPI"),
     ("fabric", "Latency over TCP, against its past"),

@@ -95,6 +95,17 @@ def test_every_panel_says_what_good_is_what_its_unit_is_and_why_it_may_be_empty(
         assert defaults["noValue"] not in ("", "No data"), panel["title"]
 
 
+def test_every_axis_has_a_unit():
+    for name, panel in timelines():
+        assert panel["fieldConfig"]["defaults"]["unit"] not in ("short", "none"), f"{name}: {panel['title']}"
+
+
+def test_both_readers_are_on_the_exporters_page():
+    shown = {query.panel: query for query in QUERIES if query.board == "exporter" and query.panel.startswith("Readers")}
+    assert 'reader="privileged"' in shown["Readers: started again"].expression
+    assert shown["Readers: stuck"].legend == "{{reader}}"
+
+
 def test_nothing_is_red_below_everything(board):
     """A figure that is not known has the colour of the lowest step: it must not call for anyone."""
     for panel in panels(board):
