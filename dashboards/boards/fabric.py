@@ -15,6 +15,12 @@ _PORT = "{{device}}"
 _FAULTS = "!~request_flushed|response_flushed|.*completion"  # a normal end of a connection counts there
 # Of ports that are up: a host has fast ones for its GPUs and slower ones for storage or management, each with a line.
 _RATES = f"({H('gpuhost_rdma_port_rate_bytes_per_second')} and {H('gpuhost_rdma_port_up')} == 1)"
+_AS_LONG_AS_OTHERS = {
+    "ack_timeout": "blue",
+    "adaptive_retransmission_timeout": "light-blue",
+    "duplicate_request, slow receiver": "#9a9b2f",
+    "rnr_nak, slow receiver": "#8d6e4f",
+}
 _PFC_SHARE = 0.05  # a rule of thumb of RoCE networks, as in gpuhost_rdma_pause_seconds_total's description
 
 
@@ -281,6 +287,7 @@ BOARD = Board(
                     "this host is too slow. Good is none; timeouts stall the job.",
                     unit="pps",
                     sparse=True,
+                    colours=_AS_LONG_AS_OTHERS,
                     empty="Nothing was lost in this time: good",
                     width=6,
                 ),

@@ -39,6 +39,8 @@ from kit.parts import (
 # GPUs, drives, ports and hosts have the colour of their number's last digit on every page. No colour is one that means
 # good, watch or act.
 _NUMBERED = r"/^(?:GPU |nvme|mlx5_|md)\d*{0}(?:\D|$)|^(?!nvme).*[-a-z.]\d*{0}(?::\d+)?(?: |$)/"
+# Other names go by their length: Grafana's palettes have red in fifth place, and shades alone are hard to tell apart.
+_AS_LONG = "/^(?:.{{10}})*.{{{0}}}$/"
 _OF_NUMBERS = ("GPU {{gpu}}", "{{device}}", "{{instance}}", "{{peer}}")
 _COLOURS = (
     "blue", "dark-yellow", "purple", "#2ca6a4", "#e377c2", "#8d6e4f", "light-blue", "#9a9b2f", "dark-purple", "#7b8ca3",
@@ -135,9 +137,11 @@ def timeline(
         panel = panel.min(least)
     if most is not None:
         panel = panel.max(most)
-    if any(line.legend in _OF_NUMBERS for line in lines):
+    numbered = any(line.legend in _OF_NUMBERS for line in lines)
+    if any("{{" in line.legend for line in lines if not line.dashed):
         for index, colour in enumerate(_COLOURS):
-            panel = panel.override_by_regexp(_NUMBERED.format(index), [fixed(colour)])
+            pattern, mode = (_NUMBERED, "fixed") if numbered else (_AS_LONG, "shades")
+            panel = panel.override_by_regexp(pattern.format(index), [fixed(colour, mode)])
     for letter, line, colour in zip(string.ascii_uppercase, lines, itertools.cycle(_COLOURS), strict=False):
         properties = []
         if line.dashed:
@@ -150,9 +154,10 @@ def timeline(
             ]
         elif line.colour:
             properties.append(fixed(line.colour))
-        elif line.legend not in _OF_NUMBERS:
-            # Grafana's palettes have red in fifth place; of one query's series each has a shade.
-            properties.append(fixed(colour, "shades" if "{{" in line.legend else "fixed"))
+        elif "{{" not in line.legend:
+            properties.append(fixed(colour))
+        elif numbered and line.legend not in _OF_NUMBERS:
+            properties.append(fixed(colour, "shades"))
         if properties:
             panel = panel.override_by_query(letter, properties)
     for name, colour in (colours or {}).items():

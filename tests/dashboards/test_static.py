@@ -323,8 +323,37 @@ def test_no_line_gets_a_colour_that_means_something_by_its_place():
 def colour_of(panel, shown):
     for override in panel["fieldConfig"]["overrides"]:
         matcher = override["matcher"]
-        if matcher["id"] == "byRegexp" and re.search(matcher["options"].strip("/"), shown):
+        by_name = matcher["id"] == "byName" and matcher["options"] == shown
+        if by_name or (matcher["id"] == "byRegexp" and re.search(matcher["options"].strip("/"), shown)):
             yield override["properties"][0]["value"]["fixedColor"]
+
+
+@pytest.mark.parametrize(
+    ("title", "shown"),
+    [
+        (
+            "4. Packets are lost or sent again",
+            [
+                "ack_timeout",
+                "adaptive_retransmission",
+                "adaptive_retransmission_timeout",
+                "implied_nak",
+                "retransmission",
+                "sequence_nak",
+                *(f"{each}, slow receiver" for each in ("duplicate_request", "out_of_buffer", "rnr_nak")),
+            ],
+        ),
+        ("Held back by", ["md0: array", "md0: member", "md0: submitter"]),
+        ("Delivered while asked for more", ["md0 read", "md0 write"]),
+        ("Tasks waiting", ["for cpu", "for memory", "for io"]),
+        ("Speed of the last checkpoint", ["/data (sync)", "/data (async)"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_lines_of_one_query_are_told_apart(title, shown):
+    (panel,) = (each for _, each in timelines() if each["title"] == title)
+    colours = [list(colour_of(panel, each))[-1] for each in shown]
+    assert len(set(colours)) == len(shown), colours
 
 
 @pytest.mark.parametrize(
