@@ -25,7 +25,7 @@ _HOSTS = {
     "storage": "topk(1, max by (instance) (gpuhost_storage_member_latency_ratio))",
     "fabric": "topk(1, sum by (instance) (increase(gpuhost_rdma_pause_seconds_total[10m])))",
 }
-_COLOURS, _HAIR = 256, 8  # of a palette; a difference of 256 that nobody sees
+_COLOURS, _HAIR = 256, 12  # of a palette; a difference of 256 that nobody sees
 
 
 def main() -> int:
