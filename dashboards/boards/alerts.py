@@ -1,5 +1,6 @@
 """The table of what fires, which several pages have."""
 
+from kit.board import fired
 from kit.names import Scope
 from kit.parts import ACT, WATCH, Placed
 from kit.tables import Column, listing
@@ -12,9 +13,9 @@ _MOST = 100
 def firing(scope: Scope, *labels: tuple[str, str], width: int, link: str = "", counted: bool = False) -> Placed:
     """`labels`: title and label of the columns that say where. `counted`: with how many things are in one row."""
     by = ", ".join(("alertname", "severity", *(label for _, label in labels)))
-    fired = scope("ALERTS", alertstate="firing", severity="~page|ticket")
-    age = f"(time() - max by ({by}) ({scope('ALERTS_FOR_STATE')} and ignoring (alertstate) {fired}))"
-    ticket = f"max by ({by}) ({scope('ALERTS', alertstate='firing', severity='ticket')})"
+    both = fired(scope, "~page|ticket")
+    age = f"(time() - max by ({by}) ({scope('ALERTS_FOR_STATE')} and ignoring (alertstate) {both}))"
+    ticket = f"max by ({by}) ({fired(scope, 'ticket')})"
     return listing(
         "What is wrong",
         (
@@ -24,7 +25,7 @@ def firing(scope: Scope, *labels: tuple[str, str], width: int, link: str = "", c
                 Column(title, label=label, width=130 if title == "Host" else 90, link=link if title == "Host" else "")
                 for title, label in labels
             ),
-            *((Column("How many", f"count by ({by}) ({fired})", width=100),) if counted else ()),
+            *((Column("How many", f"count by ({by}) ({both})", width=100),) if counted else ()),
             Column("For", age, unit="s", decimals=0, width=90),
             Column("Order", f"{age} + {_LATER:.0f} * {ticket} or {age}", hidden=True),
         ),

@@ -11,7 +11,7 @@ _NO_HOST = "This host has not been scraped in this time"
 BOARD = Board(
     uid="gpuhost-exporter",
     title="gpuhost / Exporter",
-    description="Whether the exporter on this host reads everything, how old what it tells is, and what it costs.",
+    description="Whether the exporter on this host reads everything, how old what it tells is, and who asks it.",
     sections=(
         Section(
             (
@@ -142,26 +142,38 @@ BOARD = Board(
                     why="Which state it was in, and when. Good is ok throughout.",
                     shown={"1": ("current", FINE)},
                     empty=_NO_HOST,
-                    width=12,
+                    width=8,
                 ),
                 timeline(
-                    "NVML reader: restarts and stuck",
+                    "Readers: started again",
                     (
                         Line(
                             f"sum by (reason) (increase({H('gpuhost_nvml_reader_restarts_total')}[$__rate_interval]))",
-                            "restarted: {{reason}}",
+                            "nvml: {{reason}}",
                         ),
-                        Line(H("gpuhost_nvml_reader_stuck"), "stuck"),
+                        Line(
+                            f"increase({H('gpuhost_reader_restarts_total', reader='privileged')}[$__rate_interval])",
+                            "privileged",
+                        ),
                     ),
-                    why="Good is none by crashed or hung, and never one stuck: then the kernel cannot end it, and "
-                    "only a reboot helps.",
+                    why="Processes that read for the exporter: NVML, and what needs a privilege (kernel log, drives' "
+                    "health, others' processes). Good is none by crashed or hung, and none of privileged.",
+                    unit="suffix: times",
                     empty=_NO_HOST,
-                    width=12,
+                    decimals=0,
+                ),
+                timeline(
+                    "Readers: stuck",
+                    (Line(H("gpuhost_reader_stuck"), "{{reader}}"),),
+                    why="Readers that were killed and that the kernel cannot end. Good is 0; else only a reboot helps, "
+                    "and what they read is not known until then.",
+                    unit="suffix: processes",
+                    empty=_NO_HOST,
                     decimals=0,
                 ),
             ),
             height=6,
-            title="NVIDIA driver",
+            title="NVIDIA driver and readers",
         ),
         Section(
             (
@@ -178,6 +190,7 @@ BOARD = Board(
                     unit="cpm",
                     sparse=True,
                     empty="No errors in this time: good",
+                    width=6,
                 ),
                 timeline(
                     "A scrape: rendering",
@@ -192,23 +205,36 @@ BOARD = Board(
                     why="Seconds that rendering and compressing a page took. Good is a few milliseconds.",
                     unit="s",
                     empty=_NO_HOST,
+                    width=6,
                 ),
                 timeline(
-                    "Clients",
+                    "Clients: connections open",
+                    (Line(H("gpuhost_exporter_connections_open"), "open"),),
+                    why="Clients of the exporter's port now, idle ones too. Good is a few; those that pile up are not "
+                    "Prometheus'.",
+                    unit="suffix: open",
+                    empty=_NO_HOST,
+                    width=6,
+                    decimals=0,
+                ),
+                timeline(
+                    "Clients: refused or failed",
                     (
-                        Line(H("gpuhost_exporter_connections_open"), "connections open"),
                         Line(
-                            f"sum(rate({H('gpuhost_exporter_requests_total', code='!200')}[$__rate_interval])) * 60",
-                            "refused or failed a minute",
+                            f"60 * sum by (code)"
+                            f" (rate({H('gpuhost_exporter_requests_total', code='!200')}[$__rate_interval])) > 0",
+                            "{{code}}",
                         ),
                     ),
-                    why="Who asks the exporter. Requests that were refused, and connections that pile up, are not "
-                    "Prometheus'.",
-                    empty=_NO_HOST,
+                    why="Requests a minute that were not answered with 200. Good is none: Prometheus' are not.",
+                    unit="cpm",
+                    sparse=True,
+                    empty="No request was refused or failed in this time: good",
+                    width=6,
                 ),
             ),
             height=7,
-            title="What it does and costs",
+            title="What it does",
         ),
     ),
 )

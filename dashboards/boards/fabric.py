@@ -1,23 +1,45 @@
 """Fabric: RDMA ports, congestion from sender to receiver, and latency between hosts."""
 
 from kit.board import HOST, Board, Section
+from kit.names import Scope
 from kit.panels import answer, timeline
 from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, below
 from kit.tables import Column, listing
 
 H = HOST
 _NO_PORT = "No RDMA port on this host, or its collector is off"
+_NO_USED_PORT = "No RDMA port on this host is in use, or their collector is off"
 _NO_ETHERNET = "No Ethernet RDMA port on this host, or its collector is off"
 _NO_PROBE = "No hosts to probe are configured: [latency] in the configuration"
 _PORT = "{{device}}"
 _FAULTS = "!~request_flushed|response_flushed|.*completion"  # a normal end of a connection counts there
 # Of ports that are up: a host has fast ones for its GPUs and slower ones for storage or management, each with a line.
 _RATES = f"({H('gpuhost_rdma_port_rate_bytes_per_second')} and {H('gpuhost_rdma_port_up')} == 1)"
+_AS_LONG_AS_OTHERS = {
+    "ack_timeout": "blue",
+    "adaptive_retransmission_timeout": "light-blue",
+    "duplicate_request, slow receiver": "#9a9b2f",
+    "rnr_nak, slow receiver": "#8d6e4f",
+}
 _PFC_SHARE = 0.05  # a rule of thumb of RoCE networks, as in gpuhost_rdma_pause_seconds_total's description
+
+
+_UNUSED = ("unused", PLAIN)
+
+
+def used(scope: Scope, metric: str) -> str:
+    """The metric without ports that nobody has cabled."""
+    unused = scope("device:gpuhost_rdma_port_used:bool")
+    return f"({scope(metric)} unless on (cluster, job, instance, device, port) {unused} == 0)"
 
 
 def _events(kinds: str, by: str = "type") -> str:
     return f"sum by ({by}) (rate({H('gpuhost_rdma_congestion_events_total', type=kinds)}[$__rate_interval])) > 0"
+
+
+def _of_used(metric: str) -> str:
+    """-1 for ports that are not in use."""
+    return f"max by (device) {used(H, metric)} or max by (device) (0 * {H(metric)} - 1)"
 
 
 def _line_rates() -> tuple[Line, ...]:
@@ -41,12 +63,13 @@ BOARD = Board(
             (
                 answer(
                     "Ports up",
-                    f"sum({H('gpuhost_rdma_port_up')}) / count({H('gpuhost_rdma_port_up')})",
-                    why="RDMA ports that carry traffic. Good is 100 %; the table below says which is down and why.",
+                    f"avg({used(H, 'gpuhost_rdma_port_up')})",
+                    why="RDMA ports that carry traffic, of those that did in the last week. Good is 100 %; the table "
+                    "below says which is down and why.",
                     unit="percentunit",
                     decimals=0,
                     steps=below(1),
-                    empty=_NO_PORT,
+                    empty=_NO_USED_PORT,
                 ),
                 answer(
                     "Slowest port",
@@ -56,7 +79,7 @@ BOARD = Board(
                     "more: the guide's 100G is 12.5 GB/s; set [target] where ports should do more.",
                     unit="percentunit",
                     decimals=0,
-                    steps=below(1),
+                    steps=below(1, WATCH),
                     empty=_NO_PORT,
                 ),
                 answer(
@@ -85,7 +108,7 @@ BOARD = Board(
                     "is under 100 %.",
                     unit="percentunit",
                     decimals=0,
-                    steps=((None, PLAIN), (0, GOOD), (1, ACT)),
+                    steps=((None, PLAIN), (0, GOOD), (1, WATCH)),
                     empty="Not probed over RDMA",
                 ),
                 answer(
@@ -135,14 +158,14 @@ BOARD = Board(
                         Column("Port", label="device", width=90),
                         Column(
                             "Up",
-                            f"max by (device) ({H('gpuhost_rdma_port_up')})",
-                            states={"1": ("yes", GOOD), "0": ("no", ACT)},
-                            width=60,
+                            _of_used("gpuhost_rdma_port_up"),
+                            states={"1": ("yes", GOOD), "0": ("no", ACT), "-1": _UNUSED},
+                            width=80,
                         ),
                         Column(
                             "Cable",
-                            f"max by (device) ({H('gpuhost_rdma_port_physical_up')})",
-                            states={"1": ("link", GOOD), "0": ("no link", ACT)},
+                            _of_used("gpuhost_rdma_port_physical_up"),
+                            states={"1": ("link", GOOD), "0": ("no link", ACT), "-1": _UNUSED},
                             width=80,
                         ),
                         Column(
@@ -190,9 +213,9 @@ BOARD = Board(
                             steps=((None, PLAIN), (1, WATCH)),
                         ),
                     ),
-                    why="Every RDMA port. Cable no link: cable, transceiver or the other end. MTU below 4200 leaves "
-                    "RDMA packets of 1024 bytes. Damaged packets are a cable or transceiver to exchange; dropped ones "
-                    "have no place in a lossless network.",
+                    why="Every RDMA port; unused has not been up in a week. Cable no link: cable, transceiver or the "
+                    "other end. MTU below 4200 leaves RDMA packets of 1024 bytes. Damaged packets are a cable or "
+                    "transceiver to exchange; dropped ones have no place in a lossless network.",
                     sort="Port",
                     descending=False,
                     empty=_NO_PORT,
@@ -228,18 +251,19 @@ BOARD = Board(
                     "3. Pauses (PFC)",
                     (
                         Line(
-                            f"sum by (device) (rate({H('gpuhost_rdma_pause_seconds_total')}[$__rate_interval]))",
+                            f"max by (device) (rate({H('gpuhost_rdma_pause_seconds_total')}[$__rate_interval]))",
                             "{{device}}",
                         ),
                         Line(
-                            f"sum by (device) (rate({H('gpuhost_rdma_pause_asked_seconds_total')}[$__rate_interval]))"
+                            f"max by (device) (rate({H('gpuhost_rdma_pause_asked_seconds_total')}[$__rate_interval]))"
                             " > 0",
                             "{{device}} asks",
                         ),
                         Line(f"vector({_PFC_SHARE})", "5 %", dashed=True, colour=WATCH),
                     ),
-                    why="Share of time in pause. Good is near 0: pauses mean that slowing down was not enough. Told: "
-                    "the network pushes back. Asks: this host takes packets too slowly; look at PCIe, IOMMU, NUMA.",
+                    why="Share of time in pause, of each port's worst priority. Good is near 0: pauses mean that "
+                    "slowing down was not enough. Told: the network pushes back. Asks: this host takes packets too "
+                    "slowly; look at PCIe, IOMMU, NUMA.",
                     unit="percentunit",
                     empty=_NO_ETHERNET,
                     width=6,
@@ -258,11 +282,12 @@ BOARD = Board(
                         ),
                         Line(_events("~rnr_nak|out_of_buffer|duplicate_request"), "{{type}}, slow receiver"),
                     ),
-                    why="What was lost on the way, dropped on arrival or came to a receiver that was not ready for it, a "
-                    "second. Dropped for port or buffer: PFC does not hold the senders back; for congestion: this host "
-                    "is too slow. Good is none; timeouts stall the job.",
+                    why="What was lost on the way, dropped on arrival or came to a receiver that was not ready for it, "
+                    "a second. Dropped for port or buffer: PFC does not hold the senders back; for congestion: "
+                    "this host is too slow. Good is none; timeouts stall the job.",
                     unit="pps",
                     sparse=True,
+                    colours=_AS_LONG_AS_OTHERS,
                     empty="Nothing was lost in this time: good",
                     width=6,
                 ),
@@ -286,7 +311,6 @@ BOARD = Board(
                             dashed=True,
                         ),
                     ),
-                    width=12,
                     why="Median round trip of small messages. Good is below the dashed line, which is 5 µs. It is "
                     "for small CPU-buffer messages, not for NCCL.",
                     unit="s",
@@ -299,15 +323,21 @@ BOARD = Board(
                             f"max by (peer) ({H('gpuhost_fabric_round_trip_drift_ratio', transport='tcp')})",
                             "{{peer}}",
                         ),
+                    ),
+                    why="How slow each path is against itself over a day. Good is about 1.",
+                    unit="suffix: x",
+                    empty=_NO_PROBE,
+                ),
+                timeline(
+                    "Probes lost over TCP",
+                    (
                         Line(
-                            f"max by (peer) ({H('gpuhost_fabric_probe_loss_ratio', transport='tcp')}) > 0",
-                            "{{peer}}: share lost",
+                            f"max by (peer) ({H('gpuhost_fabric_probe_loss_ratio', transport='tcp')})",
+                            "{{peer}}",
                         ),
                     ),
-                    width=12,
-                    why="How slow each path is against itself over a day. Good is about 1; a loss above 0 is a path "
-                    "or host to look at.",
-                    unit="none",
+                    why="Share of probes that were not answered. Good is 0; more is a path or host to look at.",
+                    unit="percentunit",
                     empty=_NO_PROBE,
                 ),
             ),

@@ -1,12 +1,13 @@
 """Fleet: is anything wrong, what does it cost, and who wastes most. Reads what is recorded per host."""
 
-from kit.board import FLEET, TO_HOST, Board, Section
+from kit.board import FLEET, TO_HOST, Board, Section, fired
 from kit.panels import answer, bars, timeline
 from kit.parts import ACT, GOOD, PLAIN, WATCH, Line, at_least, below
 from kit.tables import Column, listing
 
 from boards.accounts import WORK, WORK_FIRST, accounts_over_time
 from boards.alerts import firing
+from boards.fabric import used
 
 F = FLEET
 _NO_HOST = "No gpuhost-exporter has been scraped in this time"
@@ -29,7 +30,7 @@ BOARD = Board(
             (
                 answer(
                     "Paging now",
-                    f"count(count by (cluster, job, instance) ({F('ALERTS', alertstate='firing', severity='page')}))"
+                    f"count(count by (cluster, job, instance) ({fired(F, 'page')}))"
                     f" or 0 * count({F('gpuhost_exporter_build_info')})",
                     why="Hosts with an alert that pages. Good is 0; the table below says which and why.",
                     steps=((None, PLAIN), (0, GOOD), (1, ACT)),
@@ -230,7 +231,7 @@ BOARD = Board(
                             "Array down",
                         ),
                         Line(
-                            f"count(count by (cluster, instance) ({F('gpuhost_rdma_port_up')} == 0))"
+                            f"count(count by (cluster, instance) ({used(F, 'gpuhost_rdma_port_up')} == 0))"
                             f" or 0 * count({F('gpuhost_exporter_build_info')})",
                             "RDMA port down",
                         ),

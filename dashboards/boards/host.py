@@ -1,13 +1,13 @@
 """Host: one screen of every target against actual, then the GPUs in detail."""
 
-from kit.board import HOST, Board, Section
+from kit.board import HOST, Board, Section, fired
 from kit.panels import answer, bars, states, timeline
 from kit.parts import ACT, FINE, GOOD, PLAIN, WATCH, Line, below
 from kit.tables import Column, listing
 
 from boards.accounts import PHASES, phase_of
 from boards.alerts import firing
-from boards.storage import DELIVERED
+from boards.storage import DELIVERED, OF_TARGET
 from boards.verify import measured
 
 H = HOST
@@ -28,8 +28,7 @@ BOARD = Board(
             (
                 answer(
                     "Paging now",
-                    f"count({H('ALERTS', alertstate='firing', severity='page')})"
-                    f" or 0 * max({H('gpuhost_exporter_build_info')})",
+                    f"count({fired(H, 'page')}) or 0 * max({H('gpuhost_exporter_build_info')})",
                     why="Alerts that page, firing on this host. Good is 0; the table beside says which.",
                     steps=((None, PLAIN), (0, GOOD), (1, ACT)),
                     empty=_NO_HOST,
@@ -91,7 +90,7 @@ BOARD = Board(
                 bars(
                     "Target against actual",
                     (
-                        Line(H("host:gpuhost_nvlink_usable:min_ratio"), "NVLink usable"),
+                        Line(H("host:gpuhost_nvlink_usable:min_ratio"), "NVLink usable", steps=below(0.999)),
                         Line(
                             f"min({H('gpuhost_gpu_power_limit_watts')} / {H('gpuhost_target_power_watts')})",
                             "Power allowed",
@@ -110,10 +109,12 @@ BOARD = Board(
                         Line(
                             f"min({H(DELIVERED, direction='write')} / {_GOOD_BAND})",
                             "Storage, written",
+                            steps=OF_TARGET,
                         ),
                         Line(
                             f"min({H(DELIVERED, direction='read')} / {_GOOD_BAND})",
                             "Storage, read",
+                            steps=OF_TARGET,
                         ),
                         Line(
                             f"min({H('gpuhost_rdma_port_rate_bytes_per_second')} / on (cluster, job, instance)"
@@ -135,11 +136,11 @@ BOARD = Board(
                     why="The worst of each kind as a share of its target: 100 % is good, more is better. Storage is "
                     "judged only while it was asked for more than it gives, in the last hour; kept busy only while "
                     "processes hold GPUs, against the lower end of what this platform should reach; the PCIe "
-                    "generation under load only. Blue is no judgement: what the GPUs use on average of their memory's "
-                    "bandwidth and of the tensor cores' dense peak (activity times clock, not FLOPS); large models "
-                    "show 35 to 55 %.",
+                    "generation under load only. Red is what pages: NVLink, and storage below half. Blue is no "
+                    "judgement: what the GPUs use on average of their memory's bandwidth and of the tensor cores' "
+                    "dense peak (activity times clock, not FLOPS); large models show 35 to 55 %.",
                     most=1.2,
-                    steps=((None, PLAIN), (0, ACT), (0.9, WATCH), (0.995, GOOD)),
+                    steps=below(0.995, WATCH),
                     decimals=0,
                     empty=_NO_HOST,
                     width=8,
@@ -151,6 +152,7 @@ BOARD = Board(
                             f"max({H('host:gpuhost_checkpoint_share:ratio_increase1h')} / on (cluster, job, instance)"
                             f" {H('gpuhost_target_checkpoint_share_ratio')})",
                             "Checkpoints",
+                            steps=((None, PLAIN), (0, GOOD), (1, ACT)),
                         ),
                         Line(
                             f"max({H('gpuhost_fabric_round_trip_median_seconds', transport='~rdma|mpi')}"
@@ -162,7 +164,7 @@ BOARD = Board(
                     why="Less is better, 100 % is the limit. Checkpoints: GPU time lost to them in the last hour, of "
                     "10 minutes. Latency: the worst peer over RDMA or MPI, where hosts to probe are configured.",
                     most=1.2,
-                    steps=((None, PLAIN), (0, GOOD), (1, ACT)),
+                    steps=((None, PLAIN), (0, GOOD), (1, WATCH)),
                     decimals=0,
                     empty="No job held GPUs for a tenth of the last hour, and nobody is probed",
                     width=5,

@@ -134,6 +134,7 @@ BOARD = Board(
                     ),
                     why="How many of the job's GPUs did what. Good training is green to the top with short, narrow "
                     "checkpoints.",
+                    unit="suffix: GPUs",
                     stacked=True,
                     decimals=0,
                     empty=_NONE,

@@ -10,7 +10,7 @@ _NO_ARRAY = "No md array on this host"
 _NO_DRIVE = "No NVMe drive on this host, or its collector is off"
 _IDLE = "Nothing asked the storage for more than it gives in this time, so it is not judged"
 DELIVERED = "device:gpuhost_storage_delivered_bytes_per_second:ratio_increase1h"
-_OF_TARGET = ((None, PLAIN), (0, ACT), (0.5, WATCH), (1, GOOD))
+OF_TARGET = ((None, PLAIN), (0, ACT), (0.5, WATCH), (1, GOOD))
 
 
 def _targets(direction: str) -> tuple[Line, ...]:
@@ -35,7 +35,7 @@ BOARD = Board(
             (
                 answer(
                     "Arrays served",
-                    f"count({H('gpuhost_array_up')} == 1) / count({H('gpuhost_array_up')})",
+                    f"sum({H('gpuhost_array_up')}) / count({H('gpuhost_array_up')})",
                     why="md arrays that the kernel serves with the members that hold their data. Good is 100 %. A "
                     "RAID0 without a drive is down at once, though md still calls it clean.",
                     unit="percentunit",
@@ -52,7 +52,7 @@ BOARD = Board(
                     "target. Good is 100 % and more.",
                     unit="percentunit",
                     decimals=0,
-                    steps=_OF_TARGET,
+                    steps=OF_TARGET,
                     empty="Not asked for more than it gives",
                     width=4,
                 ),
@@ -65,7 +65,7 @@ BOARD = Board(
                     "target. Good is 100 % and more.",
                     unit="percentunit",
                     decimals=0,
-                    steps=_OF_TARGET,
+                    steps=OF_TARGET,
                     empty="Not asked for more than it gives",
                     width=4,
                 ),

@@ -28,6 +28,11 @@ TO_HOST = (
 )
 
 
+def fired(scope: Scope, severity: str) -> str:
+    """This project's alerts that fire: the same Prometheus may have rules of others."""
+    return scope("ALERTS", alertname="~Gpuhost.*", alertstate="firing", severity=severity)
+
+
 def with_cluster(expression: str) -> str:
     """The same with a label host: `instance`, with the cluster before it where there is one."""
     joined = f'label_join({expression}, "host", " ", "cluster", "instance")'
@@ -62,6 +67,7 @@ class Board:
     variables: Sequence[Variable] = ()
     period: str = "now-1h"
     checkpoints: bool = False  # as annotations
+    only: str = ""  # narrows annotations further, as in "and on (instance) …"
 
     def json(self) -> str:
         built = (
@@ -110,17 +116,18 @@ class Board:
         found = [
             _annotation(
                 "Alerts",
-                scope("ALERTS", alertstate="firing", severity=severity),
+                f"{fired(scope, severity)} {self.only}".rstrip(),
                 "red",
                 "{{alertname}}",
                 "{{instance}} {{gpu}} {{device}} {{severity}}",
             )
         ]
         if self.checkpoints:
+            in_progress = f"{scope('gpuhost_checkpoint_in_progress')} {self.only}".rstrip()
             found.append(
                 _annotation(
                     "Checkpoints",
-                    f"sum without (mount, mode) ({scope('gpuhost_checkpoint_in_progress')}) > 0",
+                    f"sum without (mount, mode) ({in_progress}) > 0",
                     "yellow",
                     "Checkpoint",
                     "{{instance}}",

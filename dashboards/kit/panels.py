@@ -5,6 +5,7 @@ Every panel says in its description what good looks like and, without data, why 
 
 from __future__ import annotations
 
+import itertools
 import string
 import warnings
 from collections.abc import Mapping, Sequence
@@ -31,15 +32,18 @@ from kit.parts import (
     mapping,
     now,
     over_time,
+    stepped,
     thresholds,
 )
 
-# GPUs, drives, ports and hosts have the colour of their number on every page; none is red, which is for what someone
-# must act on.
-_NUMBERED = r"/^(?:GPU |nvme|mlx5_|md){0}(?:\D|$)|[-a-z.]\d*{0}(?::\d+)?(?: |$)/"
+# GPUs, drives, ports and hosts have the colour of their number's last digit on every page. No colour is one that means
+# good, watch or act.
+_NUMBERED = r"/^(?:GPU |nvme|mlx5_|md)\d*{0}(?:\D|$)|^(?!nvme).*[-a-z.]\d*{0}(?::\d+)?(?: |$)/"
+# Other names go by their length: Grafana's palettes have red in fifth place, and shades alone are hard to tell apart.
+_AS_LONG = "/^(?:.{{10}})*.{{{0}}}$/"
+_OF_NUMBERS = ("GPU {{gpu}}", "{{device}}", "{{instance}}", "{{peer}}")
 _COLOURS = (
-    "blue", "orange", "purple", "green", "yellow", "super-light-blue", "dark-orange", "dark-purple", "dark-green",
-    "light-blue",
+    "blue", "dark-yellow", "purple", "#2ca6a4", "#e377c2", "#8d6e4f", "light-blue", "#9a9b2f", "dark-purple", "#7b8ca3",
 )  # fmt: skip
 
 
@@ -87,7 +91,7 @@ def timeline(
     lines: Sequence[Line],
     *,
     why: str,
-    unit: str = "short",
+    unit: str,
     empty: str = WITHOUT_DATA,
     width: int = 8,
     least: float | None = 0,
@@ -98,10 +102,12 @@ def timeline(
     decimals: int | None = None,
     sparse: bool = False,
 ) -> Placed:
-    """Measurements over time; targets and limits dashed. `sparse`: some series have single points, which are drawn."""
+    """Measurements over time, the first before all dashed ones; targets and limits dashed. `sparse`: some series have
+    single points, which are drawn."""
     panel = timeseries.Panel()
     for letter, line in zip(string.ascii_uppercase, lines, strict=False):
-        panel = panel.with_target(over_time(line.expression, line.legend, letter))
+        expression = _beside(line, lines[0]) if line.dashed else line.expression
+        panel = panel.with_target(over_time(expression, line.legend, letter))
     legend = common.VizLegendOptions().show_legend(True).placement(options.LegendPlacement.BOTTOM)
     if table_legend:
         legend = (
@@ -113,7 +119,7 @@ def timeline(
         legend = legend.display_mode(options.LegendDisplayMode.LIST).calcs([])
     panel = (
         dressed(panel, title, why, unit, empty, decimals)
-        .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC))
+        .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.SHADES).fixed_color(_COLOURS[0]))
         .draw_style(options.GraphDrawStyle.LINE)
         .line_width(0 if stacked else 1)
         .fill_opacity(70 if stacked else 0)
@@ -131,10 +137,12 @@ def timeline(
         panel = panel.min(least)
     if most is not None:
         panel = panel.max(most)
-    if any(line.legend in ("GPU {{gpu}}", "{{device}}", "{{instance}}") for line in lines):
+    numbered = any(line.legend in _OF_NUMBERS for line in lines)
+    if any("{{" in line.legend for line in lines if not line.dashed):
         for index, colour in enumerate(_COLOURS):
-            panel = panel.override_by_regexp(_NUMBERED.format(index), [fixed(colour)])
-    for letter, line in zip(string.ascii_uppercase, lines, strict=False):
+            pattern, mode = (_NUMBERED, "fixed") if numbered else (_AS_LONG, "shades")
+            panel = panel.override_by_regexp(pattern.format(index), [fixed(colour, mode)])
+    for letter, line, colour in zip(string.ascii_uppercase, lines, itertools.cycle(_COLOURS), strict=False):
         properties = []
         if line.dashed:
             properties += [
@@ -146,11 +154,21 @@ def timeline(
             ]
         elif line.colour:
             properties.append(fixed(line.colour))
+        elif "{{" not in line.legend:
+            properties.append(fixed(colour))
+        elif numbered and line.legend not in _OF_NUMBERS:
+            properties.append(fixed(colour, "shades"))
         if properties:
             panel = panel.override_by_query(letter, properties)
     for name, colour in (colours or {}).items():
         panel = panel.override_by_name(name, [fixed(colour)])
     return Placed(panel, width)
+
+
+def _beside(line: Line, measured: Line) -> str:
+    """A target only where there is something to hold against it, anywhere in the time shown: a panel says why it is
+    empty when it is."""
+    return f"({line.expression}) and on () present_over_time(({measured.expression})[$__range:$__interval] @ end())"
 
 
 def bars(
@@ -189,6 +207,8 @@ def bars(
     if most is not None:
         panel = panel.max(most)
     for letter, line in zip(string.ascii_uppercase, lines, strict=False):
+        if line.steps:
+            panel = panel.override_by_query(letter, [stepped(line.steps)])
         if line.colour:
             panel = panel.override_by_query(letter, [fixed(line.colour)])
     return Placed(panel, width)

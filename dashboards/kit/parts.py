@@ -29,6 +29,7 @@ class Line:
     legend: str = ""
     dashed: bool = False  # a target or a limit, not a measurement
     colour: str | None = None
+    steps: Sequence[Step] = ()  # of a bar, in place of its panel's
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,9 @@ class Placed:
     width: int
 
 
-def below(target: float) -> tuple[Step, ...]:
+def below(target: float, colour: str = ACT) -> tuple[Step, ...]:
     """Steps of a figure that someone must act on below its target, and that nobody must when it is not known."""
-    return ((None, PLAIN), (0, ACT), (target, GOOD))
+    return ((None, PLAIN), (0, colour), (target, GOOD))
 
 
 def at_least(expression: str, least: str) -> str:
@@ -92,5 +93,10 @@ def mapping(shown: Mapping[str, tuple[str, str]]) -> models.ValueMap:
     )
 
 
-def fixed(colour: str) -> models.DynamicConfigValue:
-    return models.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": colour})
+def fixed(colour: str, mode: str = "fixed") -> models.DynamicConfigValue:
+    return models.DynamicConfigValue("color", {"mode": mode, "fixedColor": colour})
+
+
+def stepped(steps: Sequence[Step]) -> models.DynamicConfigValue:
+    shown = [{"value": at, "color": colour} for at, colour in steps]
+    return models.DynamicConfigValue("thresholds", {"mode": "absolute", "steps": shown})

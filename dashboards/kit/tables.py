@@ -13,7 +13,7 @@ with warnings.catch_warnings():
 from grafana_foundation_sdk.models import common as options
 from grafana_foundation_sdk.models import dashboard as models
 
-from kit.parts import WITHOUT_DATA, Placed, Step, dressed, mapping, now, transformed
+from kit.parts import WITHOUT_DATA, Placed, Step, dressed, mapping, now, stepped, transformed
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +152,7 @@ def _cell(column: Column) -> list[models.DynamicConfigValue]:
     if column.decimals is not None:
         properties.append(value("decimals", column.decimals))
     if column.steps:
-        steps = [{"value": at, "color": colour} for at, colour in column.steps]
-        properties += [
-            value("thresholds", {"mode": "absolute", "steps": steps}),
-            value("color", {"mode": "thresholds"}),
-        ]
+        properties += [stepped(column.steps), value("color", {"mode": "thresholds"})]
     if column.states:
         properties.append(value("mappings", [mapping(column.states)]))
     if column.bar:

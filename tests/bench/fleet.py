@@ -54,6 +54,7 @@ def exposition(at: float) -> Iterator[str]:
         yield f'gpuhost_gpu_up{{gpu="{gpu}",uuid="GPU-{gpu}"}} 1'
         yield f'gpuhost_gpu_hang_seconds{{gpu="{gpu}",uuid="GPU-{gpu}"}} 0'
         yield f'gpuhost_rdma_port_up{{device="mlx5_{gpu}",port="1"}} 1'
+        yield f'device:gpuhost_rdma_port_used:bool{{device="mlx5_{gpu}",port="1"}} 1'
     if wave > 0.9:
         yield 'ALERTS{alertname="GpuhostGPULost",alertstate="firing",severity="page",gpu="3"} 1'
         yield f'ALERTS_FOR_STATE{{alertname="GpuhostGPULost",severity="page",gpu="3"}} {at}'

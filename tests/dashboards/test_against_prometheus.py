@@ -38,8 +38,11 @@ LENGTH = sum(seconds for _, seconds in WALK)
 # No data is right here: alerts are not evaluated over the past, nobody asks the exporter or runs verify, or it does not
 # happen.
 EMPTY = {
-    ("exporter", "Clients"),
+    ("exporter", "Clients: connections open"),
+    ("exporter", "Clients: refused or failed"),
     ("exporter", "Failed reads"),
+    ("exporter", "Readers: stuck"),
+    ("fabric", "Probes lost over TCP"),
     ("fleet", "What is wrong"),
     ("host", "What is wrong"),
     ("host", "Against its sisters"),
@@ -138,7 +141,10 @@ def ask(url, path, **parameters):
 
 def sent(expression):
     """As Grafana would, for the last 20 minutes."""
-    variables = {"cluster": ".*", "instance": HOST, "work": JOB, "__rate_interval": "2m", "__range": "20m"}
+    variables = {
+        "cluster": ".*", "instance": HOST, "work": JOB,
+        "__rate_interval": "2m", "__range": "20m", "__interval": f"{STEP}s",
+    }  # fmt: skip
     return re.sub(r"\$\{?(\w+)\}?", lambda found: variables.get(found.group(1), found.group()), expression)
 
 

@@ -49,6 +49,29 @@ def test_a_label_that_prometheus_renames_is_known_by_its_new_name():
     assert 'exported_job!~"a|b"' in found.stdout
 
 
+_NARROWED = """
+import json
+from kit.board import Board
+board = Board("u", "t", "d", (), of_one_host=False, checkpoints=True, only="and on (instance) up == 0")
+for annotation in json.loads(board.json())["annotations"]["list"]:
+    print(annotation["target"]["expr"])
+"""
+
+
+def test_a_page_can_narrow_its_annotations():
+    found = python("-c", _NARROWED)
+    alerts, checkpoints = found.stdout.splitlines()
+    assert alerts.endswith('cluster=~"$cluster"} and on (instance) up == 0')
+    assert checkpoints.endswith('{cluster=~"$cluster"} and on (instance) up == 0) > 0')
+
+
+def test_a_pictures_palette_keeps_two_lines_apart_and_the_frequent_colours_as_they_are():
+    blue, light, grey = (87, 148, 242), (100, 148, 242), (128, 128, 128)
+    counted = [(9, light), (7, (128, 128, 130)), (8, grey), (99, blue)]
+    found = python("-c", f"from pictures import apart; print(apart({counted}))")
+    assert found.stdout.strip() == str([blue, light, grey])
+
+
 SCHEMA = os.path.join(os.path.dirname(__file__), "..", "support", "grafana_schema.py")
 
 

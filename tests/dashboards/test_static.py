@@ -95,6 +95,17 @@ def test_every_panel_says_what_good_is_what_its_unit_is_and_why_it_may_be_empty(
         assert defaults["noValue"] not in ("", "No data"), panel["title"]
 
 
+def test_every_axis_has_a_unit():
+    for name, panel in timelines():
+        assert panel["fieldConfig"]["defaults"]["unit"] not in ("short", "none"), f"{name}: {panel['title']}"
+
+
+def test_both_readers_are_on_the_exporters_page():
+    shown = {query.panel: query for query in QUERIES if query.board == "exporter" and query.panel.startswith("Readers")}
+    assert 'reader="privileged"' in shown["Readers: started again"].expression
+    assert shown["Readers: stuck"].legend == "{{reader}}"
+
+
 def test_nothing_is_red_below_everything(board):
     """A figure that is not known has the colour of the lowest step: it must not call for anyone."""
     for panel in panels(board):
@@ -165,7 +176,14 @@ def test_pages_come_before_tickets_and_the_newest_first():
         assert organize["options"]["excludeByName"][by["field"]]
         assert not panel["options"].get("sortBy"), "a sort of the table itself undoes it"
         (query,) = (each for each in panel["targets"] if f"Value #{each['refId']}" == by["field"])
-        assert re.search(r"\+ 1000000000 \* max by [^{]+\{alertstate=\"firing\",severity=\"ticket\"", query["expr"])
+        assert re.search(r"\+ 1000000000 \* max by [^{]+\{[^}]+,severity=\"ticket\"", query["expr"])
+
+
+def test_only_this_projects_alerts_are_counted_and_drawn():
+    found = [selector for query in QUERIES for selector in re.findall(r"ALERTS\{[^}]*\}", query.expression)]
+    assert len(found) > 15
+    for selector in found:
+        assert selector.startswith('ALERTS{alertname=~"Gpuhost.*"'), selector
 
 
 def test_rows_and_lines_of_hosts_are_told_apart_by_cluster_too():
@@ -215,10 +233,141 @@ def test_a_host_that_died_is_missed_at_the_top_of_the_fleet():
     assert "last_over_time(gpuhost_gpus_expected" in shown["GPUs that answer"]
 
 
+def steps_of(board, title, letter=None):
+    """A panel's steps of colour, or those of one of its queries."""
+    (panel,) = (each for each in panels(BOARDS[board]) if each["title"] == title)
+    if letter is None:
+        found = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+    else:
+        (found,) = (
+            each["value"]["steps"]
+            for override in panel["fieldConfig"]["overrides"]
+            if override["matcher"] == {"id": "byFrameRefID", "options": letter}
+            for each in override["properties"]
+            if each["id"] == "thresholds"
+        )
+    return [(step.get("value"), step["color"]) for step in found]
+
+
+def test_against_its_targets_a_host_is_red_only_where_an_alert_pages():
+    title = "Target against actual"
+    letters = {query.legend: query.letter for query in QUERIES if query.board == "host" and query.panel == title}
+    assert ACT not in {colour for _, colour in steps_of("host", title)}
+    assert steps_of("host", title, letters["NVLink usable"]) == [(None, "text"), (0, ACT), (0.999, "green")]
+    for storage in ("Storage, written", "Storage, read"):
+        assert steps_of("host", title, letters[storage]) == steps_of("storage", "Write demand met")
+
+
+def test_no_array_served_is_a_figure_and_no_absence():
+    shown = {query.panel: query.expression for query in QUERIES if query.board == "storage"}
+    assert re.fullmatch(r"sum\(gpuhost_array_up\{.+\}\) / count\(.+\)", shown["Arrays served"])
+
+
+def test_a_port_that_was_never_cabled_is_not_red():
+    places = (("fabric", "Ports up", "A"), ("fabric", "Ports", "A"), ("fabric", "Ports", "B"))
+    asked = {(query.board, query.panel, query.letter): query.expression for query in QUERIES}
+    for place in (*places, ("fleet", "Hosts below target", "C")):
+        assert "unless on (cluster, job, instance, device, port) device:gpuhost_rdma_port_used:bool" in asked[place]
+    (table,) = (panel for panel in panels(BOARDS["fabric"]) if panel["title"] == "Ports")
+    for column in ("Up", "Cable"):
+        (cell,) = (each for each in table["fieldConfig"]["overrides"] if each["matcher"]["options"] == column)
+        (shown,) = (each["value"][0]["options"]["-1"] for each in cell["properties"] if each["id"] == "mappings")
+        assert (shown["text"], shown["color"]) == ("unused", "text")
+
+
+def test_pauses_are_of_the_worst_priority_as_the_alert_takes_them():
+    drawn = [query.expression for query in QUERIES if query.panel == "3. Pauses (PFC)" and not query.letter > "B"]
+    assert len(drawn) == 2
+    assert all(expression.startswith("max by (device) (rate(") for expression in drawn)
+
+
 def test_ports_have_a_line_for_each_rate():
     """And not for the slowest alone, which a fast port runs above."""
     for title in ("Ports: sent", "Ports: received"):
         lines = [query for query in QUERIES if query.board == "fabric" and query.panel == title and query.letter > "A"]
         assert len(lines) == 3
-        assert all(re.match(r"max\(", query.expression) for query in lines)
+        assert all(re.match(r"\(max\(", query.expression) for query in lines)
         assert [query.expression.count("scalar(") for query in lines] == [0, 1, 2]
+
+
+def timelines():
+    return [(name, each) for name, board in BOARDS.items() for each in panels(board) if each["type"] == "timeseries"]
+
+
+def test_a_target_is_drawn_only_where_there_is_something_to_hold_against_it():
+    """Else no panel with a target is ever empty, and none says why it is."""
+    dashed = 0
+    for name, panel in timelines():
+        asked = {target["refId"]: target["expr"] for target in panel["targets"]}
+        for override in panel["fieldConfig"]["overrides"]:
+            if any(each["id"] == "custom.lineStyle" for each in override["properties"]):
+                dashed += 1
+                first, target = asked["A"], asked[override["matcher"]["options"]]
+                end = f") and on () present_over_time(({first})[$__range:$__interval] @ end())"
+                assert target.endswith(end), f"{name}: {panel['title']}"
+    assert dashed > 25
+
+
+def test_no_line_gets_a_colour_that_means_something_by_its_place():
+    for name, panel in timelines():
+        assert panel["fieldConfig"]["defaults"]["color"] == {"mode": "shades", "fixedColor": "blue"}, panel["title"]
+        legends = {target["refId"]: target["legendFormat"] for target in panel["targets"]}
+        for override in panel["fieldConfig"]["overrides"]:
+            matched = override["matcher"]["options"]
+            for colour in (each["value"]["fixedColor"] for each in override["properties"] if each["id"] == "color"):
+                assert ACT not in colour or legends.get(matched, matched) == "lost", f"{name}: {panel['title']}"
+                if override["matcher"]["id"] == "byRegexp":
+                    assert not re.search("red|orange|green", colour)
+
+
+def colour_of(panel, shown):
+    for override in panel["fieldConfig"]["overrides"]:
+        matcher = override["matcher"]
+        by_name = matcher["id"] == "byName" and matcher["options"] == shown
+        if by_name or (matcher["id"] == "byRegexp" and re.search(matcher["options"].strip("/"), shown)):
+            yield override["properties"][0]["value"]["fixedColor"]
+
+
+@pytest.mark.parametrize(
+    ("title", "shown"),
+    [
+        (
+            "4. Packets are lost or sent again",
+            [
+                "ack_timeout",
+                "adaptive_retransmission",
+                "adaptive_retransmission_timeout",
+                "implied_nak",
+                "retransmission",
+                "sequence_nak",
+                *(f"{each}, slow receiver" for each in ("duplicate_request", "out_of_buffer", "rnr_nak")),
+            ],
+        ),
+        ("Held back by", ["md0: array", "md0: member", "md0: submitter"]),
+        ("Delivered while asked for more", ["md0 read", "md0 write"]),
+        ("Tasks waiting", ["for cpu", "for memory", "for io"]),
+        ("Speed of the last checkpoint", ["/data (sync)", "/data (async)"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_lines_of_one_query_are_told_apart(title, shown):
+    (panel,) = (each for _, each in timelines() if each["title"] == title)
+    colours = [list(colour_of(panel, each))[-1] for each in shown]
+    assert len(set(colours)) == len(shown), colours
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        [f"nvme{number}n1" for number in range(10)],
+        [f"mlx5_{number}" for number in range(10)],
+        [f"GPU {number}" for number in range(10, 20)],
+        [f"gpu-host-{number}:19400" for number in range(10)],
+    ],
+    ids=lambda shown: shown[0],
+)
+def test_things_have_the_colour_of_their_number(shown):
+    (panel,) = (each for _, each in timelines() if each["title"] == "Drives: latency of a request")
+    colours = [list(colour_of(panel, each)) for each in shown]
+    assert all(len(each) == 1 for each in colours), colours
+    assert len({each for (each,) in colours}) == 10
