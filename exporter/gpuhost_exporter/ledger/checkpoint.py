@@ -17,7 +17,8 @@ from gpuhost_exporter.ledger.thresholds import Thresholds
 
 Mode = Literal["sync", "async", "remote"]
 UNKNOWN_MOUNT = "unknown"
-_BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D is still taken to write
+_BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D makes up for what is no checkpoint yet
+_BLIND_SECONDS = 30.0  # nothing is told of a job's GPUs while a reader is replaced: that is no end
 _TAIL_SHARE = 0.1
 _CALL_SECONDS = 10.0  # a write that was under way when its job was first seen may take so long to be counted, whole
 _USUAL_SECONDS = 60.0  # what a job writes all the time is learned over so long
@@ -53,6 +54,7 @@ class _Episode:
     started: float
     active: float  # until when it has done something
     wrote_at: float
+    blind: float = 0.0  # seconds since `active` of which nothing is told
     head: float = 0.0  # seconds at the start of its first stretch for which the GPUs still worked
     tail: float = 0.0  # and at the end of its last one, for which they worked again
     known: bool = False
@@ -129,10 +131,11 @@ class Watch:
         networks: Networks | None = None,
         *,
         starting: bool = False,
+        blind: bool = False,
     ) -> Checkpoint | None:
         """Go on from one moment to the next. `pieces`: of each GPU of the job, up to the present; `works`: of the job;
         `networks`: of the host, where it has any that tell; `starting`: none of its GPUs has done anything yet that
-        could be saved.
+        could be saved; `blind`: of some nothing is told.
 
         Returns the checkpoint that ended.
         """
@@ -177,13 +180,16 @@ class Watch:
         episode.told = any(work.rung != "none" for work in works)
         if writing or copies:
             episode.wrote_at = at
-        held_up = blocked and at - episode.wrote_at < _BLOCKED_SECONDS
+        # An fsync or storage that hangs may take any time. Who reads in D is at something else.
+        read = sum(work.read for work in works if work.since < at and since < work.at)
+        hung = episode.known and read < limits.read_bytes_per_second * (at - since)
+        held_up = blocked and (hung or at - episode.wrote_at < _BLOCKED_SECONDS)
         sent = networks.uploaded(since, at, self._stood(pieces, since)) if networks and episode.copied else 0.0
         episode.sent += sent
         if still and (writing or copies or held_up or sent):
             begin = max(since, min(piece.since for of_gpu in standing for piece in of_gpu))
             end = min(at, max(piece.at for of_gpu in standing for piece in of_gpu))
-            episode.active = end
+            episode.active, episode.blind = end, 0.0
             episode.tail = _worked([of_gpu[-1] for of_gpu in standing if of_gpu])
             episode.stalled += end - begin
             _extend(episode.stalls, begin, end)
@@ -193,9 +199,12 @@ class Watch:
             episode.made += made if writing or copies or held_up else 0.0  # no log beside an upload is its own
             episode.copied += copied(pieces, since, at)
         elif writing and here:  # that a job without GPUs still saves nobody knows: HOST's bytes are everybody's
-            episode.active = at
+            episode.active, episode.blind = at, 0.0
             episode.wrote_beside += wrote
             episode.made += made
+        elif blind and not here and episode.known and episode.blind < _BLIND_SECONDS:
+            episode.blind += at - since
+            episode.made += made if writing else 0.0
         else:  # what is left of the window in which it ended
             episode.made += _bytes([work for work in works if work.since < episode.active], since, at, _made)
         if wrote:
@@ -206,7 +215,7 @@ class Watch:
         unsent = episode.told and networks is not None and self._unsent(episode, at, pieces, networks)
         if not episode.known:
             episode.known = self._bytes_so_far(episode, at, pieces, works, unsent=unsent) >= limits.checkpoint_bytes
-        if at - episode.active >= limits.checkpoint_quiet_seconds:
+        if at - episode.active - episode.blind >= limits.checkpoint_quiet_seconds:
             self._episode = None
             # One that was taken for an upload while it copied may turn out to be none.
             none = not episode.known or (unsent and episode.made < limits.checkpoint_bytes)

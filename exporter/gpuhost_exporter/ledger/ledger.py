@@ -56,6 +56,8 @@ class _Gpu:
     latest: Piece | None = None
     # As of the time that is booked.
     started: float | None = None  # when the present holder came
+    pids: tuple[int, ...] = ()  # its processes, where these are told
+    jobs: tuple[str, ...] = ()
     worked: float = 0.0  # its seconds of tensor work
     used: float = 0.0  # and of any
     spun: float = 0.0
@@ -218,9 +220,9 @@ class Ledger:
         """Give what is not booked yet to the jobs of its processes, now that these are told."""
         for gpu in self._gpus.values():
             for number, piece in enumerate(gpu.book.pending):
-                if not self._owners.keys().isdisjoint(piece.pids):
+                if piece.unowned and not self._owners.keys().isdisjoint(piece.pids):
                     gpu.book.pending[number] = self._known(piece.owned(self._owners, piece.pids))
-            if gpu.latest and not self._owners.keys().isdisjoint(gpu.latest.pids):
+            if gpu.latest and gpu.latest.unowned and not self._owners.keys().isdisjoint(gpu.latest.pids):
                 gpu.latest = gpu.latest.owned(self._owners, gpu.latest.pids)
 
     def _known(self, piece: Piece) -> Piece:
@@ -251,7 +253,10 @@ class Ledger:
             if job.marks:
                 ended += (job.watch.interrupt(), job.marks.advance(since, horizon, pieces, works))
             else:
-                ended.append(job.watch.advance(since, horizon, pieces, works, self._networks, starting=starting))
+                blind = any(_silent(gpu, since, horizon) for gpu in self._gpus.values() if name in gpu.jobs)
+                ended.append(
+                    job.watch.advance(since, horizon, pieces, works, self._networks, starting=starting, blind=blind)
+                )
         return [found for found in ended if found]
 
     def _settle(self, horizon: float, products: Mapping[str, str]) -> None:
@@ -281,8 +286,6 @@ class Ledger:
     def _around(self, uuid: str, gpu: _Gpu, piece: Piece, clock: float | None) -> Around:
         """What there is to know about the piece that is booked next; moves the GPU's history on."""
         limits = self._limits
-        if piece.state == "read" and not piece.held:
-            gpu.present = False
         starting = self._starting(gpu, piece)
         following = gpu.book.following()
         spins_on = following is not None and self._networks.beside(uuid, following).spinning
@@ -305,11 +308,16 @@ class Ledger:
     def _starting(self, gpu: _Gpu, piece: Piece) -> bool:
         """Whether the GPU's holder came while the ledger ran and has not done its first tensor work."""
         limits = self._limits
-        if piece.state != "read" or not piece.held:
-            gpu.started = None
+        if piece.state != "read":
+            return False  # who has the GPU after it tells whether it went on
+        gpu.jobs = piece.jobs
+        if not piece.held or _others(gpu, piece):
+            gpu.present, gpu.started, gpu.pids = False, None, ()
+        if not piece.held:
             return False
         if gpu.started is None:
             gpu.started, gpu.worked, gpu.used = piece.since, 0.0, 0.0
+        gpu.pids = piece.pids or gpu.pids
         gpu.used += piece.busy * piece.seconds
         if piece.working:
             gpu.worked += piece.busy * piece.seconds
@@ -324,10 +332,10 @@ class Ledger:
         that has done nothing at all goes on starting however long that takes."""
         limits = self._limits
         for piece in gpu.book.pending:
+            if piece.state == "read" and (not piece.held or _others(gpu, piece)):
+                return True  # what is known of the GPU is of the holder before
             if name in piece.jobs:
                 break
-            if piece.state == "read" and not piece.held:
-                return True  # what is known of the GPU is of the holder before
         if gpu.present:
             return False
         if gpu.started is None:
@@ -343,6 +351,16 @@ class Ledger:
         for name, job in list(self._jobs.items()):
             if name not in held and job.watch.running_since is None and not job.marks:
                 del self._jobs[name]
+
+
+def _others(gpu: _Gpu, piece: Piece) -> bool:
+    """Whether none of the processes that had the GPU has it any more, and others do."""
+    return bool(gpu.pids and piece.pids) and gpu.pids != piece.pids and set(gpu.pids).isdisjoint(piece.pids)
+
+
+def _silent(gpu: _Gpu, since: float, at: float) -> bool:
+    """Whether nothing is told of some of that stretch."""
+    return any(piece.state == "unknown" and piece.since < at and since < piece.at for piece in gpu.book.pending)
 
 
 def _saving(job: _Job, piece: Piece) -> float:

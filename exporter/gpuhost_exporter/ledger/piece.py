@@ -42,7 +42,8 @@ class Piece:
     clock: float | None = None  # hertz
     held_back: bool = False  # by heat or the power brake
     jobs: tuple[str, ...] = ()
-    pids: tuple[int, ...] = ()  # of its processes, while nobody has told whose they are
+    pids: tuple[int, ...] = ()  # of its processes, where these are told
+    unowned: bool = False  # nobody has told whose they are, yet
 
     @property
     def seconds(self) -> float:
@@ -69,7 +70,7 @@ class Piece:
         jobs = tuple(sorted({owners[pid] for pid in pids if pid in owners}))
         # Whose copies leave a GPU that several have, nobody can tell.
         copied = self.copied if len(jobs) <= 1 else 0.0
-        return replace(self, jobs=jobs or (HOST,), pids=() if jobs else pids, copied=copied)
+        return replace(self, jobs=jobs or (HOST,), pids=pids, unowned=not jobs, copied=copied)
 
     def cut(self, at: float) -> tuple[Piece, Piece]:
         """What was before that moment and what after; copied bytes go by time."""
