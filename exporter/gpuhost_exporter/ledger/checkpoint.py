@@ -20,6 +20,7 @@ UNKNOWN_MOUNT = "unknown"
 _BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D makes up for what is no checkpoint yet
 _BLIND_SECONDS = 30.0  # nothing is told of a job's GPUs while a reader is replaced: that is no end
 _TAIL_SHARE = 0.1
+_FAR = 3.0  # times its usual idle share, or half the way from it to all: then a GPU stands
 _CALL_SECONDS = 10.0  # a write that was under way when its job was first seen may take so long to be counted, whole
 _USUAL_SECONDS = 60.0  # what a job writes all the time is learned over so long
 _SENT_SECONDS = 1.0  # at the rate of an upload: so much has to be sent
@@ -324,8 +325,9 @@ def _bytes(works: Sequence[Work], since: float, at: float, of: Callable[[Work], 
 
 
 def stands(piece: Piece, limits: Thresholds) -> bool:
-    """Whether the GPU has no work, or none but to wait for others."""
-    return piece.idle > limits.gap_ratio or piece.spinning
+    """Whether the GPU has no work, or none but to wait for others: it idles far more than it does while it works."""
+    usual = piece.usual_idle
+    return piece.idle > max(limits.gap_ratio, min(_FAR * usual, (1.0 + usual) / 2)) or piece.spinning
 
 
 def copied(pieces: Sequence[Sequence[Piece]], since: float, at: float) -> float:

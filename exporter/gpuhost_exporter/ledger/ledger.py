@@ -29,6 +29,8 @@ HOLD_SECONDS = 3.5  # time is settled so late
 _SILENCE_SECONDS = 2.5  # a GPU that has told nothing for so long is unknown
 _EMPTY_SECONDS = 20.0  # one without processes is read every 15 s
 _KEPT_SECONDS = 10.0
+_AT_REST = 0.9  # an idle share from which on a GPU has no work
+_IDLE_PACE = 0.003  # by so much a second what is usual follows: stalls leave next to no trace
 _LOST = frozenset({"lost", "needs_reset", "missing"})
 
 
@@ -53,6 +55,7 @@ class _Gpu:
     present: bool | None = None  # some process was there when the ledger began: it is not starting
     activity: Activity | None = None
     usual_out: float | None = None
+    usual_idle: float = 0.0
     latest: Piece | None = None
     # As of the time that is booked.
     started: float | None = None  # when the present holder came
@@ -205,7 +208,7 @@ class Ledger:
         if activity.since > gpu.book.told and last and _seldom_read(last):
             self._tell(gpu, Piece(gpu.book.told, activity.since, held=last.processes is None))
         since = min(max(gpu.book.told, activity.since), activity.at)
-        piece = of_activity(activity, last, since, self._limits, Usual(power_limit, gpu.usual_out))
+        piece = of_activity(activity, last, since, self._limits, Usual(power_limit, gpu.usual_out, gpu.usual_idle))
         if piece.held:
             pids = tuple(process.pid for process in activity.processes or ())
             piece = self._known(piece.owned(self._owners, pids))
@@ -213,6 +216,9 @@ class Ledger:
             gpu.present = piece.held
         if piece.out is not None and piece.working and piece.idle <= self._limits.gap_ratio:
             gpu.usual_out = piece.out if gpu.usual_out is None else 0.8 * gpu.usual_out + 0.2 * piece.out
+        if piece.held and piece.idle < _AT_REST and not piece.spinning:
+            pace = _IDLE_PACE * piece.seconds
+            gpu.usual_idle += min(pace, max(-pace, piece.idle - gpu.usual_idle))
         self._tell(gpu, piece)
         gpu.activity = activity
 

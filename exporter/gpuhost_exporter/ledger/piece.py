@@ -39,6 +39,7 @@ class Piece:
     exchanging: bool = False  # that, and traffic over links or network adapters
     copied: float = 0.0  # bytes that left the GPU over PCIe while it was idle
     out: float | None = None  # bytes per second over PCIe, whatever for
+    usual_idle: float = 0.0  # of the GPU while it has work
     clock: float | None = None  # hertz
     held_back: bool = False  # by heat or the power brake
     jobs: tuple[str, ...] = ()
@@ -83,10 +84,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """What else is known of a GPU: `out` is what it sends over PCIe while it works, bytes per second."""
+    """What else is known of a GPU: `out` is what it sends over PCIe while it works, bytes per second; `idle` its idle
+    share then."""
 
     power_limit: float | None = None
     out: float | None = None
+    idle: float = 0.0
 
 
 def of_activity(now: Activity, before: Activity | None, since: float, limits: Thresholds, usual: Usual) -> Piece:
@@ -133,6 +136,7 @@ def of_activity(now: Activity, before: Activity | None, since: float, limits: Th
         exchanging=exchanging,
         copied=copied * (now.at - since),
         out=out,
+        usual_idle=usual.idle,
         clock=now.sm_clock_hertz,
         held_back=bool((now.clock_event_reasons or 0) & _HELD_BACK) or _heat_counted(now, before),
     )
