@@ -29,6 +29,7 @@ HOLD_SECONDS = 3.5  # time is settled so late
 _SILENCE_SECONDS = 2.5  # a GPU that has told nothing for so long is unknown
 _EMPTY_SECONDS = 20.0  # one without processes is read every 15 s
 _KEPT_SECONDS = 10.0
+_LONGEST_STEP = 1.4  # a tick that is somewhat late
 _AT_REST = 0.9  # an idle share from which on a GPU has no work
 _IDLE_PACE = 0.003  # by so much a second what is usual follows: stalls leave next to no trace
 _LOST = frozenset({"lost", "needs_reset", "missing"})
@@ -144,10 +145,24 @@ class Ledger:
             if uuid not in seen.states:
                 self._tell(gpu, Piece(gpu.book.told, now, state="unknown"))
         self._mark(now, seen.marks)
-        horizon = now - HOLD_SECONDS
-        ended = self._lead_watches(horizon)
-        self._settle(horizon, seen.products)
+        ended = self._settle_until(now - HOLD_SECONDS, seen.products)
         self._forget(now)
+        return ended
+
+    def _settle_until(self, horizon: float, products: Mapping[str, str]) -> list[Checkpoint]:
+        """By steps of a tick, however late this one came: what ended on the way is booked before it is forgotten."""
+        if self._settled is None:
+            self._settled = horizon
+        ended: list[Checkpoint] = []
+        while self._settled < horizon:
+            since, at = self._settled, horizon
+            if at - since > _LONGEST_STEP:
+                # In one go through what nothing is told of: a host may have slept for a day.
+                same = min((gpu.book.pending[0].at for gpu in self._gpus.values() if gpu.book.pending), default=at)
+                at = min(at, max(same, since + 1.0))
+            self._settled = at
+            ended += self._lead_watches(since, at)
+            self._settle(at, products)
         return ended
 
     def _take(self, windows: Sequence[Evidence]) -> None:
@@ -243,10 +258,7 @@ class Ledger:
         if piece.at > piece.since:
             gpu.latest = piece
 
-    def _lead_watches(self, horizon: float) -> list[Checkpoint]:
-        since, self._settled = self._settled, horizon
-        if since is None:
-            return []
+    def _lead_watches(self, since: float, horizon: float) -> list[Checkpoint]:
         ended: list[Checkpoint | None] = []
         for name, job in self._jobs.items():
             pieces = [
