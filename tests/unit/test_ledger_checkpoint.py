@@ -13,12 +13,12 @@ BEHIND = 3.5  # seconds that are known beyond what is settled
 STEP = 0.7  # not the windows' second
 
 
-def checkpoints(*history):
+def checkpoints(*history, rung="process"):
     """`history`: (share of busy time, MB written, MB made, mount, whether a writer is in D, MB read) of each second."""
     pieces, works = [], []
     for at, (busy, wrote, made, mount, blocked, read) in enumerate(history):
         pieces.append(Piece(at, at + 1.0, held=True, busy=busy, profiled=True, working=busy >= HALF, jobs=("j",)))
-        works.append(Work(at, at + 1.0, "process", wrote * 1e6, made * 1e6, read * 1e6, blocked, False, {}, mount))
+        works.append(Work(at, at + 1.0, rung, wrote * 1e6, made * 1e6, read * 1e6, blocked, False, {}, mount))
     watch, found, until = Watch("j", Thresholds()), [], 0.0
     while until < len(history):
         since, until = until, until + STEP
@@ -60,6 +60,7 @@ SAVES = [second(STAND, 400)] * 2
             "/data",
             id="a copy that tells so at its end",
         ),
+        pytest.param([second(STAND, 30)] * 20, 20, 600, "/data", id="slow storage"),
         pytest.param([*SAVES, *[second(STAND, blocked=True)] * 90], 92, 800, "/data", id="an fsync, or storage hangs"),
         pytest.param(
             [*SAVES, *[second(STAND, blocked=True, read=30)] * 90], 32, 800, "/data", id="it waits for what it reads"
@@ -97,8 +98,15 @@ def test_what_is_written_while_the_gpus_work_again_is_beside_them_wherever_the_s
             id="nor with what comes long after",
         ),
         pytest.param([second(TRAIN, 400)] * 3, id="written without a stall"),
-        pytest.param([second(STAND, 30)] * 20, id="slowly, though much in the end"),
+        pytest.param([second(STAND, 8)] * 60, id="as slowly as logs, though much in the end"),
+        pytest.param([second(TRAIN, 30)] * 20, id="slowly beside work"),
     ],
 )
 def test_nothing_else_makes_one(between):
     assert not checkpoints(*CALM, *between, *CALM)
+
+
+def test_slow_writes_that_may_be_anybodys_make_none():
+    history = [*CALM, *[second(STAND, 30)] * 20, *CALM]
+    assert checkpoints(*history, rung="cgroup")
+    assert not checkpoints(*history, rung="host")

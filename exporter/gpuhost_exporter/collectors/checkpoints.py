@@ -39,7 +39,8 @@ CHECKPOINT_BYTES = histogram(
 CHECKPOINT_LOST = counter(
     "gpuhost_checkpoint_gpu_seconds_lost_total",
     "GPU-seconds for which GPUs stood for checkpoints that have ended, all GPUs of the job together. One that was "
-    "under way when the job was first seen counts here only: its length and bytes nobody saw.",
+    "under way when the job was first seen counts here only: its length and bytes nobody saw. Of one slower than "
+    "50 MB/s what passes until 256 MB are written is not in it.",
     "mount",
     "mode",
 )

@@ -20,6 +20,7 @@ UNKNOWN_MOUNT = "unknown"
 _BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D makes up for what is no checkpoint yet
 _BLIND_SECONDS = 30.0  # nothing is told of a job's GPUs while a reader is replaced: that is no end
 _TAIL_SHARE = 0.1
+_SLOW_SHARE = 0.2  # of the rate that makes one, to slow storage: while the GPUs stand for nothing else
 _FAR = 3.0  # times its usual idle share, or half the way from it to all: then a GPU stands
 _CALL_SECONDS = 10.0  # a write that was under way when its job was first seen may take so long to be counted, whole
 _USUAL_SECONDS = 60.0  # what a job writes all the time is learned over so long
@@ -156,14 +157,14 @@ class Watch:
         made = _bytes(works, since, at, _made)
         # The last of many writers is slow: while the GPUs still stand for it, little is enough.
         going_on = still and self._episode is not None and self._episode.active >= since
-        least = limits.write_bytes_per_second * (_TAIL_SHARE if going_on else 1.0)
-        writing = wrote >= (least + self._usual) * (at - since)
+        own = any(work.rung in ("process", "cgroup") for work in works)  # else the host's logs are the job's, too
+        share = _TAIL_SHARE if going_on else _SLOW_SHARE if still and own else 1.0
+        writing = wrote >= (share * limits.write_bytes_per_second + self._usual) * (at - since)
         blocked = any(work.writer_blocked for work in works if work.since < at and since < work.at)
         episode = self._episode
         if episode is None:
             if not (still and (writing or copies)):
-                share = min(1.0, (at - since) / _USUAL_SECONDS)
-                self._usual += (wrote / (at - since) - self._usual) * share
+                self._usual += (wrote / (at - since) - self._usual) * min(1.0, (at - since) / _USUAL_SECONDS)
                 return None
             first = [of_gpu[0] for of_gpu in standing if of_gpu]
             begin = max(since, min(piece.since for piece in first))
