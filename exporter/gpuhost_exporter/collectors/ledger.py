@@ -157,10 +157,11 @@ class LedgerCollector(Collector):
         from gpuhost_exporter.ledger.ledger import Ledger, Seen
         from gpuhost_exporter.ledger.network import Network
         from gpuhost_exporter.ledger.rhythm import Rhythm
-        from gpuhost_exporter.ledger.thresholds import Thresholds
+        from gpuhost_exporter.ledger.thresholds import Thresholds, check_intervals
 
         super().__init__(host)
         limits = Thresholds.load(host.settings.ledger)
+        check_intervals(host.settings.collectors)
         self._seen_of = Seen
         self._network_of = Network
         self._nearness = placement.Nearness(host.root)
