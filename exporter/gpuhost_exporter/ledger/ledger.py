@@ -17,9 +17,10 @@ from gpuhost_exporter.ledger.book import Book
 from gpuhost_exporter.ledger.checkpoint import Checkpoint, Mode, Watch
 from gpuhost_exporter.ledger.classify import Around, shares, waits
 from gpuhost_exporter.ledger.clocks import Clocks
+from gpuhost_exporter.ledger.holder import Holder
 from gpuhost_exporter.ledger.marks import Marks
 from gpuhost_exporter.ledger.network import Network, Networks
-from gpuhost_exporter.ledger.piece import HOST, RUNGS, Piece, Rung, Usual, Work, jobs_of, of_activity, works
+from gpuhost_exporter.ledger.piece import HOST, RUNGS, Piece, Rung, Usual, Work, companions, jobs_of, of_activity, works
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.evidence import Evidence
 from gpuhost_exporter.sources.marker import Mark
@@ -53,17 +54,12 @@ class Seen:
 @dataclass(slots=True)
 class _Gpu:
     book: Book
-    present: bool | None = None  # some process was there when the ledger began: it is not starting
     activity: Activity | None = None
     usual_out: float | None = None
     usual_idle: float = 0.0
     latest: Piece | None = None
     # As of the time that is booked.
-    started: float | None = None  # when the present holder came
-    pids: tuple[int, ...] = ()  # its processes, where these are told
-    jobs: tuple[str, ...] = ()
-    worked: float = 0.0  # its seconds of tensor work
-    used: float = 0.0  # and of any
+    holder: Holder = field(default_factory=Holder)
     spun: float = 0.0
     idle_since: float = 0.0
 
@@ -87,6 +83,7 @@ class Ledger:
         self._owners: dict[int, str] = {}  # pid of a GPU holder -> its job
         self._members: dict[int, str] = {}  # the same of every process that is followed
         self.worlds: dict[str, int] = {}  # ranks of a job on all its hosts, where its environment tells
+        self._companions: dict[str, frozenset[str]] = {}  # a job's ranks in other pods or containers
         self._marks: list[Mark] = []  # of processes that no job is known of, yet
         self.marks: Counter[str] = Counter()  # "taken" and "unowned"
         self._settled: float | None = None
@@ -120,8 +117,10 @@ class Ledger:
 
     def checkpoints_running(self) -> dict[str, float]:
         """job -> when the checkpoint that it stands for began."""
-        found = {name: job.marks.running_since or job.watch.running_since for name, job in self._jobs.items()}
-        return {name: since for name, since in found.items() if since is not None}
+        own = {name: job.marks.running_since or job.watch.running_since for name, job in self._jobs.items()}
+        found = {name: since for name, since in own.items() if since is not None}
+        others = {other: since for name, since in found.items() for other in self._companions.get(name, ())}
+        return others | found
 
     def in_progress(self) -> list[tuple[str, Mode]]:
         """Mount and mode, as far as they are known, of the checkpoints that checkpoints_running() tells of."""
@@ -174,6 +173,7 @@ class Ledger:
                 self._owners = jobs_of(evidence)
                 self._members = {each.pid: each.job for each in evidence.processes if each.job} | self._owners
                 self.worlds = {each.key: each.world_size for each in evidence.jobs if each.world_size}
+                self._companions = companions(evidence)
                 self._own()
                 for name, work in works(evidence, self._limits).items():
                     if name in self._jobs:
@@ -227,8 +227,8 @@ class Ledger:
         if piece.held:
             pids = tuple(process.pid for process in activity.processes or ())
             piece = self._known(piece.owned(self._owners, pids))
-        if gpu.present is None:
-            gpu.present = piece.held
+        if gpu.holder.present is None:
+            gpu.holder.present = piece.held
         if piece.out is not None and piece.working and piece.idle <= self._limits.gap_ratio:
             gpu.usual_out = piece.out if gpu.usual_out is None else 0.8 * gpu.usual_out + 0.2 * piece.out
         if piece.held and piece.idle < _AT_REST and not piece.spinning:
@@ -267,11 +267,11 @@ class Ledger:
             ]
             works = tuple(job.works)
             having = [gpu for gpu, of_gpu in zip(self._gpus.values(), pieces, strict=True) if of_gpu]
-            starting = bool(having) and all(self._unworked(gpu, name) for gpu in having)
+            starting = bool(having) and all(gpu.holder.unworked(name, gpu.book, self._limits) for gpu in having)
             if job.marks:
                 ended += (job.watch.interrupt(), job.marks.advance(since, horizon, pieces, works))
             else:
-                blind = any(_silent(gpu, since, horizon) for gpu in self._gpus.values() if name in gpu.jobs)
+                blind = any(_silent(gpu, since, horizon) for gpu in self._gpus.values() if name in gpu.holder.jobs)
                 ended.append(
                     job.watch.advance(since, horizon, pieces, works, self._networks, starting=starting, blind=blind)
                 )
@@ -287,13 +287,13 @@ class Ledger:
                 piece = self._networks.beside(uuid, settled)
                 clock = self._clocks.beside(products.get(uuid, ""), piece) if piece.held_back else None
                 booked = gpu.book.book(piece, shares(piece, self._around(uuid, gpu, piece, clock), self._limits))
-                for account, seconds in booked.items():
-                    self._spend(piece.at, uuid, account, seconds)
-                self._cost(piece, booked.get("checkpoint", 0.0))
+                for account, spent in booked.items():
+                    self._spend(piece.at, uuid, account, spent)
+                if seconds := booked.get("checkpoint"):
+                    self._cost(piece, seconds)
 
     def _cost(self, piece: Piece, seconds: float) -> None:
-        for name in piece.jobs:
-            job = self._jobs[name]
+        for job in self._saved_for(piece):
             if job.marks:
                 job.marks.cost(seconds)
                 return
@@ -301,10 +301,15 @@ class Ledger:
                 job.watch.cost(seconds)
                 return
 
+    def _saved_for(self, piece: Piece) -> list[_Job]:
+        """The jobs for whose checkpoints the GPU may stand: its own first."""
+        others = {other for name in piece.jobs for other in self._companions.get(name, ())} - set(piece.jobs)
+        return [self._jobs[name] for name in (*piece.jobs, *sorted(others)) if name in self._jobs]
+
     def _around(self, uuid: str, gpu: _Gpu, piece: Piece, clock: float | None) -> Around:
         """What there is to know about the piece that is booked next; moves the GPU's history on."""
         limits = self._limits
-        starting = self._starting(gpu, piece)
+        starting = gpu.holder.follow(piece, limits)
         following = gpu.book.following()
         spins_on = following is not None and self._networks.beside(uuid, following).spinning
         waiting = waits(piece, spins_on, gpu.spun, limits)
@@ -315,51 +320,13 @@ class Ledger:
         around = tuple(work for job in jobs for work in job.works if work.since < piece.at and piece.since < work.at)
         return Around(
             works=around,
-            checkpoint=max((_saving(job, piece) for job in jobs), default=0.0),
+            checkpoint=max((_saving(job, piece) for job in self._saved_for(piece)), default=0.0),
             starting=starting,
             waiting=waiting,
             idle_for=piece.at - gpu.idle_since,
             clock=clock,
             cores=max((work.cores.get(uuid, 0.0) for work in around), default=0.0),
         )
-
-    def _starting(self, gpu: _Gpu, piece: Piece) -> bool:
-        """Whether the GPU's holder came while the ledger ran and has not done its first tensor work."""
-        limits = self._limits
-        if piece.state != "read":
-            return False  # who has the GPU after it tells whether it went on
-        gpu.jobs = piece.jobs
-        if not piece.held or _others(gpu, piece):
-            gpu.present, gpu.started, gpu.pids = False, None, ()
-        if not piece.held:
-            return False
-        if gpu.started is None:
-            gpu.started, gpu.worked, gpu.used = piece.since, 0.0, 0.0
-        gpu.pids = piece.pids or gpu.pids
-        gpu.used += piece.busy * piece.seconds
-        if piece.working:
-            gpu.worked += piece.busy * piece.seconds
-        return (
-            not gpu.present
-            and gpu.worked < limits.startup_tensor_seconds
-            and piece.at - gpu.started < limits.idle_limit_seconds
-        )
-
-    def _unworked(self, gpu: _Gpu, name: str) -> bool:
-        """Whether its holder, of that job, came while the ledger ran and has not worked yet: as `_starting`, but a GPU
-        that has done nothing at all goes on starting however long that takes."""
-        limits = self._limits
-        for piece in gpu.book.pending:
-            if piece.state == "read" and (not piece.held or _others(gpu, piece)):
-                return True  # what is known of the GPU is of the holder before
-            if name in piece.jobs:
-                break
-        if gpu.present:
-            return False
-        if gpu.started is None:
-            return True
-        late = gpu.book.booked - gpu.started >= limits.idle_limit_seconds
-        return gpu.worked < limits.startup_tensor_seconds and not (late and gpu.used >= limits.startup_tensor_seconds)
 
     def _forget(self, now: float) -> None:
         for job in self._jobs.values():
@@ -369,11 +336,6 @@ class Ledger:
         for name, job in list(self._jobs.items()):
             if name not in held and job.watch.running_since is None and not job.marks:
                 del self._jobs[name]
-
-
-def _others(gpu: _Gpu, piece: Piece) -> bool:
-    """Whether none of the processes that had the GPU has it any more, and others do."""
-    return bool(gpu.pids and piece.pids) and gpu.pids != piece.pids and set(gpu.pids).isdisjoint(piece.pids)
 
 
 def _silent(gpu: _Gpu, since: float, at: float) -> bool:

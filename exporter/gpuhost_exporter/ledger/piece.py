@@ -19,6 +19,7 @@ _THERMAL = "thermal"
 # How the bytes of a job are known, best first.
 Rung = Literal["process", "cgroup", "host", "none"]
 RUNGS: tuple[Rung, ...] = get_args(Rung)
+_ITSELF = ("localhost", "127.", "0.", "::")  # how addresses begin that mean another place in each container
 HOST = "host"  # the one job of a host whose processes are not told
 
 
@@ -203,6 +204,23 @@ class Work:
 def jobs_of(evidence: Evidence) -> dict[int, str]:
     """pid of a GPU holder -> its job's key."""
     return {pid: evidence.jobs[place].key for pid, place in evidence.holders}
+
+
+def companions(evidence: Evidence) -> dict[str, frozenset[str]]:
+    """A job's key -> the keys of those that are the same job in other pods or containers: they meet at one place and
+    have other ranks."""
+    ranks: dict[tuple[str, int | None, str | None], dict[str, set[int]]] = {}
+    for each in evidence.jobs:
+        address, _, port = (each.rendezvous or "").rpartition(":")
+        if address and each.rank is not None and not address.startswith(_ITSELF):
+            met = ranks.setdefault((f"{address}:{port}", each.world_size, each.account), {})
+            met.setdefault(each.key, set()).add(each.rank)
+    return {
+        key: frozenset(of.keys() - {key})
+        for of in ranks.values()
+        if len(of) > 1 and len(set().union(*of.values())) == sum(map(len, of.values()))
+        for key in of
+    }
 
 
 def works(evidence: Evidence, limits: Thresholds) -> dict[str, Work]:
