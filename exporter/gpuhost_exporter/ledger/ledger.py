@@ -24,7 +24,7 @@ from gpuhost_exporter.ledger.piece import HOST, RUNGS, Piece, Rung, Usual, Work,
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.evidence import Evidence
 from gpuhost_exporter.sources.marker import Mark
-from gpuhost_exporter.sources.nvml.readings import Activity
+from gpuhost_exporter.sources.nvml.readings import NAMELESS, Activity
 
 HOLD_SECONDS = 3.5  # time is settled so late
 _SILENCE_SECONDS = 2.5  # a GPU that has told nothing for so long is unknown
@@ -140,8 +140,12 @@ class Ledger:
             if gpu is None:
                 gpu = self._gpus[uuid] = _Gpu(Book(now), idle_since=now)
             self._observe(gpu, now, state, activities.get(uuid, ()), seen.power_limits.get(uuid))
-        for uuid, gpu in self._gpus.items():
-            if uuid not in seen.states:
+        for uuid, gpu in list(self._gpus.items()):
+            if uuid in seen.states:
+                continue
+            if uuid.startswith(NAMELESS):  # it has told its UUID: from now on its time is booked by that
+                del self._gpus[uuid]
+            else:
                 self._tell(gpu, Piece(gpu.book.told, now, state="unknown"))
         self._mark(now, seen.marks)
         ended = self._settle_until(now - HOLD_SECONDS, seen.products)
