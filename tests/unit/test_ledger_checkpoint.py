@@ -98,7 +98,8 @@ def test_what_is_written_while_the_gpus_work_again_is_beside_them_wherever_the_s
             id="nor with what comes long after",
         ),
         pytest.param([second(TRAIN, 400)] * 3, id="written without a stall"),
-        pytest.param([second(STAND, 8)] * 60, id="as slowly as logs, though much in the end"),
+        pytest.param([second(STAND, 15)] * 60, id="as slowly as logs, though much in the end"),
+        pytest.param([*[second(STAND, 30)] * 4, *[second(TRAIN, 30)] * 2] * 8, id="slowly, with work between"),
         pytest.param([second(TRAIN, 30)] * 20, id="slowly beside work"),
     ],
 )

@@ -31,8 +31,8 @@ CHECKPOINT_SECONDS = histogram(
 CHECKPOINT_BYTES = histogram(
     "gpuhost_checkpoint_size_bytes",
     "Bytes of checkpoints, by mount and mode: what the job's processes wrote, copies of it not counted again, of "
-    "remote ones what left the GPUs. Under 256 MB nothing is taken for a checkpoint. Core files are left out; whatever "
-    "else a job writes while its GPUs stand, such as a large cache, looks the same.",
+    "remote ones what left the GPUs. Under 256 MB, or 20 MB/s, nothing is taken for a checkpoint. Core files are left "
+    "out; whatever else a job writes while its GPUs stand, such as a large cache, looks the same.",
     "mount",
     "mode",
 )

@@ -20,7 +20,7 @@ UNKNOWN_MOUNT = "unknown"
 _BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D makes up for what is no checkpoint yet
 _BLIND_SECONDS = 30.0  # nothing is told of a job's GPUs while a reader is replaced: that is no end
 _TAIL_SHARE = 0.1
-_SLOW_SHARE = 0.2  # of the rate that makes one, to slow storage: while the GPUs stand for nothing else
+_SLOW_SHARE = 0.4  # of the rate that makes one: to slow storage, and more than a job logs
 _FAR = 3.0  # times its usual idle share, or half the way from it to all: then a GPU stands
 _CALL_SECONDS = 10.0  # a write that was under way when its job was first seen may take so long to be counted, whole
 _USUAL_SECONDS = 60.0  # what a job writes all the time is learned over so long
@@ -60,6 +60,7 @@ class _Episode:
     head: float = 0.0  # seconds at the start of its first stretch for which the GPUs still worked
     tail: float = 0.0  # and at the end of its last one, for which they worked again
     known: bool = False
+    fast: bool = False  # it has copied, or written at the rate that makes one; else the GPUs must stand throughout
     whole: bool = True
     told: bool = False  # the job's bytes are known
     stalls: list[tuple[float, float]] = field(default_factory=list)
@@ -159,8 +160,12 @@ class Watch:
         going_on = still and self._episode is not None and self._episode.active >= since
         own = any(work.rung in ("process", "cgroup") for work in works)  # else the host's logs are the job's, too
         share = _TAIL_SHARE if going_on else _SLOW_SHARE if still and own else 1.0
-        writing = wrote >= (share * limits.write_bytes_per_second + self._usual) * (at - since)
+        beyond = wrote - self._usual * (at - since)
+        writing = beyond >= share * limits.write_bytes_per_second * (at - since)
+        fast = copies or beyond >= limits.write_bytes_per_second * (at - since)
         blocked = any(work.writer_blocked for work in works if work.since < at and since < work.at)
+        if self._episode and not (still or self._episode.known or self._episode.fast):
+            self._episode = None
         episode = self._episode
         if episode is None:
             if not (still and (writing or copies)):
@@ -180,6 +185,7 @@ class Watch:
             episode.wrote_stalled = max(0.0, _bytes(early, 0.0, since, _wrote) - usual)
             episode.made = max(0.0, _bytes(early, 0.0, since, _made) - usual)
         episode.told = any(work.rung != "none" for work in works)
+        episode.fast |= fast
         if writing or copies:
             episode.wrote_at = at
         # An fsync or storage that hangs may take any time. Who reads in D is at something else.
@@ -216,7 +222,9 @@ class Watch:
                     episode.mounts[mount] = episode.mounts.get(mount, 0.0) + wrote
         unsent = episode.told and networks is not None and self._unsent(episode, at, pieces, networks)
         if not episode.known:
-            episode.known = self._bytes_so_far(episode, at, pieces, works, unsent=unsent) >= limits.checkpoint_bytes
+            until = math.inf if episode.fast else self._stood(pieces, at)[1]
+            so_far = self._bytes_so_far(episode, at, until, pieces, works, unsent=unsent)
+            episode.known = so_far >= limits.checkpoint_bytes
         if at - episode.active - episode.blind >= limits.checkpoint_quiet_seconds:
             self._episode = None
             # One that was taken for an upload while it copied may turn out to be none.
@@ -267,10 +275,16 @@ class Watch:
 
     @staticmethod
     def _bytes_so_far(
-        episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work], *, unsent: bool
+        episode: _Episode,
+        at: float,
+        until: float,
+        pieces: Sequence[Sequence[Piece]],
+        works: Sequence[Work],
+        *,
+        unsent: bool,
     ) -> float:
-        """With what has come since the moment that is being settled."""
-        made = episode.made + _bytes(works, at, math.inf, _made)
+        """With what has come since the moment that is being settled, and is written before `until`."""
+        made = episode.made + _bytes(works, at, until, _made)
         return made if unsent else max(made, episode.copied + copied(pieces, at, math.inf))
 
     def _mode(self, episode: _Episode) -> Mode:
