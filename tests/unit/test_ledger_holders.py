@@ -14,17 +14,17 @@ OFF = 5000  # what the second job's pids are higher by
 
 
 class Blink(Trace):
-    """Nothing is told of the GPUs for 4 s, as while the reader is replaced."""
+    """Nothing is told of the GPUs for some seconds, as while the reader is replaced."""
 
-    begin = float("inf")
+    begin, seconds = float("inf"), 4.0
 
     def state(self, index, now):
-        return "unknown" if self.begin <= now - START < self.begin + 4 else super().state(index, now)
+        return "unknown" if self.begin <= now - START < self.begin + self.seconds else super().state(index, now)
 
 
-def blink(begin, *history):
+def blink(begin, *history, seconds=4.0):
     trace = Blink(*history)
-    trace.begin = begin
+    trace.begin, trace.seconds = begin, seconds
     trace.run()
     return trace, trace.ledger.books[trace.gpus[0].uuid].totals
 
@@ -36,11 +36,14 @@ def test_a_job_that_hangs_is_not_starting_again_after_a_while_of_which_nothing_i
     assert totals["startup"] + totals["restore"] < 3
 
 
-@pytest.mark.parametrize("begin", [76.0, 85.0], ids=["right before it", "within it"])
-def test_nor_is_its_checkpoint_over(begin):
+@pytest.mark.parametrize(
+    ("begin", "seconds"), [(76.0, 4.0), (71.0, 10.0), (85.0, 4.0)], ids=["right before it", "for longer", "within it"]
+)
+def test_nor_is_its_checkpoint_over(begin, seconds):
     """It stands from 80 to 120 s."""
-    trace, totals = blink(begin, ("idle", 20), ("steady", 40), ("checkpoint-stall", 90))
+    trace, totals = blink(begin, ("idle", 20), ("steady", 40), ("checkpoint-stall", 90), seconds=seconds)
     (found,) = trace.checkpoints
+    assert found.whole
     assert (found.started - START, found.seconds) == pytest.approx((80, 40), abs=0.5)
     assert found.bytes == pytest.approx(140e9, rel=0.01)
     assert totals["checkpoint"] + (totals["unknown"] if begin > 80 else 0) == pytest.approx(38.9, abs=0.5)

@@ -189,9 +189,12 @@ class Watch:
         if writing or copies:
             episode.wrote_at = at
         # An fsync or storage that hangs may take any time. Who reads in D is at something else.
-        read = sum(work.read for work in works if work.since < at and since < work.at)
-        hung = episode.known and read < limits.read_bytes_per_second * (at - since)
-        held_up = blocked and (hung or at - episode.wrote_at < _BLOCKED_SECONDS)
+        reads = any(
+            work.read >= limits.read_bytes_per_second * work.seconds
+            for work in works
+            if work.since < at and since < work.at
+        )
+        held_up = blocked and ((episode.known and not reads) or at - episode.wrote_at < _BLOCKED_SECONDS)
         sent = networks.uploaded(since, at, self._stood(pieces, since)) if networks and episode.copied else 0.0
         episode.sent += sent
         if still and (writing or copies or held_up or sent):

@@ -337,6 +337,7 @@ class Ledger:
             while job.works and job.works[0].at < now - _KEPT_SECONDS:
                 job.works.popleft()
         held = {name for gpu in self._gpus.values() for piece in gpu.book.pending for name in piece.jobs}
+        held.update(*(gpu.holder.jobs for gpu in self._gpus.values()))  # nothing may be told of it for a while
         for name, job in list(self._jobs.items()):
             if name not in held and job.watch.running_since is None and not job.marks:
                 del self._jobs[name]
