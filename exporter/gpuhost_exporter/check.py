@@ -7,7 +7,7 @@ import os
 from gpuhost_exporter.config import Settings, default_storage_path
 from gpuhost_exporter.errors import ConfigError, SourceError
 from gpuhost_exporter.latency.settings import LatencySettings
-from gpuhost_exporter.ledger.thresholds import Thresholds
+from gpuhost_exporter.ledger.thresholds import Thresholds, check_intervals
 from gpuhost_exporter.sources.latency import keys
 from gpuhost_exporter.web.listen import parse_address
 from gpuhost_exporter.web.webconfig import WebConfig
@@ -16,6 +16,7 @@ from gpuhost_exporter.web.webconfig import WebConfig
 def check(settings: Settings) -> None:
     """Print what is in force. Raises ConfigError for the first thing that is wrong."""
     Thresholds.load(settings.ledger)
+    check_intervals(settings.collectors)
     if settings.web_config_file:
         WebConfig.load(settings.web_config_file)
     for address in settings.listen_addresses:

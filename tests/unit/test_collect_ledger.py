@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as text
 from support.gpus import FakeNvml, gpu, host_of, poll
-from support.traces import Trace
+from support.traces import START, Trace
 from trees import Link, plant
 
 from gpuhost_exporter.collector import AT_ZERO
@@ -19,6 +19,9 @@ from gpuhost_exporter.config import Price, Settings
 from gpuhost_exporter.exposition import Renderer
 from gpuhost_exporter.ledger.accounts import ACCOUNTS
 from gpuhost_exporter.ledger.checkpoint import Checkpoint
+from gpuhost_exporter.ledger.cost import per_gpu
+from gpuhost_exporter.ledger.hours import buckets
+from gpuhost_exporter.ledger.ledger import HOLD_SECONDS
 from gpuhost_exporter.sources.marker import Marker
 from gpuhost_exporter.sources.state import State
 from gpuhost_exporter.sources.traffic import Carried, Traffic
@@ -57,6 +60,40 @@ def test_booked_and_pending_are_the_time_since_the_start(tmp_path):
     watched = Watched(tmp_path, ("checkpoint-sync", 100)).run()
     booked = sum(watched.of("gpu_time_seconds_total", account) for account in ACCOUNTS)
     assert booked + watched.of("ledger_pending_seconds") == pytest.approx(100)
+
+
+class Nameless(Watched):
+    """GPU 7 is lost until 60 s, and cannot be opened; from 30 to 40 s nothing of the driver is told."""
+
+    def change(self, seen):
+        at, nvml = self.now - START, self.host.nvml
+        nvml.driver_state = "hung" if 30 <= at < 40 else "ok"
+        nvml.broken = {7: "lost"} if nvml.driver_state == "ok" and at < 60 else {}
+        if at >= 60 and len(nvml.known) == len(self.gpus):
+            nvml.known = (*nvml.known, gpu(7))
+        return super().change(replace(seen, states=seen.states | ({"GPU-7": "ok"} if at >= 60 else {})))
+
+
+def test_a_gpu_that_was_lost_before_the_exporter_started_has_its_account(tmp_path):
+    trace = Nameless(tmp_path, ("steady", 100))
+    trace.run(range(60))
+    found, nobody = trace.found["gpu_time_seconds_total"], ("7", "")
+    told = {account: found[(*nobody, account)] for account in ACCOUNTS if found[(*nobody, account)]}
+    assert told == pytest.approx({"lost": 59 - HOLD_SECONDS - 10, "unknown": 10}, abs=1)
+    assert sum(told.values()) + trace.found["ledger_pending_seconds"][nobody] == pytest.approx(59)
+    assert trace.found["gpu_phase"][(*nobody, "lost")] == 1
+
+
+def test_and_its_time_goes_to_its_uuid_once_it_has_told_it(tmp_path):
+    found = Nameless(tmp_path, ("steady", 100)).run().found["gpu_time_seconds_total"]
+    assert {labels[1] for labels in found if labels[0] == "7"} == {"GPU-7"}
+
+
+def test_the_report_has_it(tmp_path):
+    trace = Nameless(tmp_path, ("steady", 100))
+    trace.run(range(60))
+    (lost,) = (spent for spent in per_gpu(buckets(trace.host.state, 0.0, math.inf)) if spent.gpu == "7")
+    assert lost.seconds["lost"] > 20
 
 
 def test_a_checkpoint_makes_its_histograms_and_its_last_figures(tmp_path):

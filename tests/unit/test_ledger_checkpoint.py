@@ -13,12 +13,12 @@ BEHIND = 3.5  # seconds that are known beyond what is settled
 STEP = 0.7  # not the windows' second
 
 
-def checkpoints(*history):
-    """`history`: (share of busy time, MB written, MB made, mount) of each second."""
+def checkpoints(*history, rung="process"):
+    """`history`: (share of busy time, MB written, MB made, mount, whether a writer is in D, MB read) of each second."""
     pieces, works = [], []
-    for at, (busy, wrote, made, mount) in enumerate(history):
+    for at, (busy, wrote, made, mount, blocked, read) in enumerate(history):
         pieces.append(Piece(at, at + 1.0, held=True, busy=busy, profiled=True, working=busy >= HALF, jobs=("j",)))
-        works.append(Work(at, at + 1.0, "process", wrote * 1e6, made * 1e6, 0.0, False, False, {}, mount))
+        works.append(Work(at, at + 1.0, rung, wrote * 1e6, made * 1e6, read * 1e6, blocked, False, {}, mount))
     watch, found, until = Watch("j", Thresholds()), [], 0.0
     while until < len(history):
         since, until = until, until + STEP
@@ -31,8 +31,8 @@ def checkpoints(*history):
     return found
 
 
-def second(busy, wrote=0.0, made=None, mount="/data"):
-    return busy, wrote, wrote if made is None else made, mount
+def second(busy, wrote=0.0, made=None, mount="/data", *, blocked=False, read=0.0):
+    return busy, wrote, wrote if made is None else made, mount, blocked, read
 
 
 CALM = [second(TRAIN)] * 6
@@ -60,6 +60,14 @@ SAVES = [second(STAND, 400)] * 2
             "/data",
             id="a copy that tells so at its end",
         ),
+        pytest.param([second(STAND, 30)] * 20, 20, 600, "/data", id="slow storage"),
+        pytest.param([*SAVES, *[second(STAND, blocked=True)] * 90], 92, 800, "/data", id="an fsync, or storage hangs"),
+        pytest.param(
+            [*SAVES, *[second(STAND, blocked=True, read=30)] * 90], 32, 800, "/data", id="it waits for what it reads"
+        ),
+        pytest.param(
+            [*SAVES, *[second(STAND, blocked=True)] * 5, *[second(STAND)] * 10], 7, 800, "/data", id="it goes on idle"
+        ),
     ],
 )
 def test_it_lasts_while_the_gpus_stand_for_it_and_has_what_was_made(between, seconds, megabytes, mount):
@@ -85,9 +93,21 @@ def test_what_is_written_while_the_gpus_work_again_is_beside_them_wherever_the_s
     [
         pytest.param([second(STAND, 400, 0)] * 3, id="data that is copied"),
         pytest.param([second(STAND, 100)] * 2, id="less than 256 MB"),
+        pytest.param(
+            [second(STAND, 100), *[second(STAND, blocked=True)] * 60, *[second(STAND, 100)] * 2],
+            id="nor with what comes long after",
+        ),
         pytest.param([second(TRAIN, 400)] * 3, id="written without a stall"),
-        pytest.param([second(STAND, 30)] * 20, id="slowly, though much in the end"),
+        pytest.param([second(STAND, 15)] * 60, id="as slowly as logs, though much in the end"),
+        pytest.param([*[second(STAND, 30)] * 4, *[second(TRAIN, 30)] * 2] * 8, id="slowly, with work between"),
+        pytest.param([second(TRAIN, 30)] * 20, id="slowly beside work"),
     ],
 )
 def test_nothing_else_makes_one(between):
     assert not checkpoints(*CALM, *between, *CALM)
+
+
+def test_slow_writes_that_may_be_anybodys_make_none():
+    history = [*CALM, *[second(STAND, 30)] * 20, *CALM]
+    assert checkpoints(*history, rung="cgroup")
+    assert not checkpoints(*history, rung="host")

@@ -298,3 +298,53 @@ def test_two_readings_between_two_ticks_are_both_booked():
     shares = Crossing(("steady", 60)).run().shares()
     assert "unknown" not in shares
     assert shares["compute"] == pytest.approx(0.96, abs=0.01)
+
+
+class Held(Trace):
+    """The ledger is not called between the two moments, while readers go on; then it is told all at once."""
+
+    hold = (0, 0)
+
+    def __init__(self, *history, **options):
+        super().__init__(*history, **options)
+        self.kept = []
+
+    def tick(self, now):
+        if self.hold[0] < now - 1000.0 < self.hold[1]:
+            self.kept.append((self.now, now))
+            self.now = now
+        else:
+            super().tick(now)
+
+    def change(self, seen):
+        kept, self.kept = self.kept, []
+        activities = [self.activity(gpu, *each) for each in kept[-3:] for gpu in self.gpus]  # the board keeps four
+        windows = [window for each in kept for window in self.windows(*each)]
+        return replace(seen, activities=[*activities, *seen.activities], windows=[*windows, *seen.windows])
+
+
+@pytest.mark.parametrize(("hold", "told"), [((38, 41), 7), ((39, 43), 7), ((37, 42), 7), ((36, 42), 6), ((34, 44), 4)])
+def test_a_tick_that_is_late_books_a_checkpoint_that_ended_meanwhile(hold, told):
+    """It lasts from 30 to 37 s, of which so many are told."""
+    trace = Held(("checkpoint-sync", 75))
+    trace.hold = hold
+    (found,) = trace.run().checkpoints
+    totals = trace.ledger.books[trace.gpus[0].uuid].totals
+    assert totals["checkpoint"] == pytest.approx(told * 0.97, abs=0.1)
+    assert found.gpu_seconds == pytest.approx(2 * totals["checkpoint"], abs=0.1)
+
+
+def test_a_day_of_sleep_is_booked_in_a_few_steps():
+    class Counted(Ledger):
+        steps = 0
+
+        def _lead_watches(self, since, horizon):
+            self.steps += 1
+            return super()._lead_watches(since, horizon)
+
+    trace = Trace(("steady", 90_000))
+    trace.ledger = Counted(Thresholds())
+    ticks_of(trace, range(10))
+    before = trace.ledger.steps
+    trace.ledger.tick(1000.0 + 86_400, Seen({gpu.uuid: "ok" for gpu in trace.gpus}, ()))
+    assert trace.ledger.steps - before < 10

@@ -8,7 +8,8 @@ import pytest
 from support.traces import START, Trace
 
 from gpuhost_exporter.collectors.ledger import EVIDENCE, TIME
-from gpuhost_exporter.ledger.piece import works
+from gpuhost_exporter.ledger.culprit import Culprits
+from gpuhost_exporter.ledger.piece import companions, works
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.evidence import CgroupIo, HostIo, MountIo
 
@@ -166,3 +167,99 @@ def test_a_gpu_is_blocked_only_by_processes_of_its_own_holder():
     assert blocked(first, second) == frozenset()
     assert blocked(first, second, writer) == set(first.gpus)
     assert blocked(first, second._replace(threads_blocked=2)) == set(second.gpus)
+
+
+PODS = (("podA", 0), ("podA", 1), ("podB", 2), ("podB", 3))
+
+
+class Pods(Trace):
+    """Ranks of one job in two pods: the first saves from 30 to 70 s, the second spins for it."""
+
+    meets = "job-master-0:23456"
+
+    def job(self, index):
+        return PODS[index][0]
+
+    def saves(self, now):
+        return 30 < now - START <= 70
+
+    def activity(self, gpu, before, now):
+        told = super().activity(gpu, before, now)
+        told = replace(told, pcie_tx_bytes_per_second=0.0, pcie_rx_bytes_per_second=0.0)
+        if before is None or not self.saves(now):
+            return told
+        spins = gpu.index >= 2
+        return replace(told, graphics_ratio=float(spins), sm_active_ratio=0.02 * spins, tensor_ratio=0.0,
+                       memory_bandwidth_ratio=0.0, nvlink_tx_bytes=0, nvlink_rx_bytes=0)  # fmt: skip
+
+    def windows(self, before, now):
+        def changed(sample):
+            wrote = 10**9 if self.saves(now) and sample.job == "slurm:podA" else 0
+            return sample._replace(written_chars=wrote, made_bytes=wrote)
+
+        return tuple(
+            replace(
+                each,
+                processes=tuple(map(changed, each.processes)),
+                jobs=tuple(
+                    job._replace(rank=rank, rendezvous=self.meets)
+                    for job, (_, rank) in zip(each.jobs, PODS, strict=True)
+                ),
+            )
+            for each in super().windows(before, now)
+        )
+
+
+def pods(meets):
+    trace, culprits, hung = Pods(("steady", 90), count=4), Culprits(Thresholds()), set()
+    trace.meets = meets
+    for second in range(91):
+        trace.tick(START + second)
+        ledger = trace.ledger
+        culprits.tick(trace.now, ledger.latest, ledger.works, ledger.checkpoints_running())
+        hung |= culprits.hung.keys()
+    return trace, hung
+
+
+def test_ranks_of_a_job_in_another_pod_wait_for_its_checkpoint():
+    trace, hung = pods(Pods.meets)
+    for index in (0, 2):
+        totals = trace.ledger.books[trace.gpus[index].uuid].totals
+        assert totals["checkpoint"] == pytest.approx(40, abs=0.5)
+        assert totals["waiting"] == 0
+    (found,) = trace.checkpoints
+    assert found.gpu_seconds == pytest.approx(4 * 40, abs=1)
+    assert not hung
+
+
+def test_those_of_another_job_do_not():
+    trace, hung = pods("localhost:23456")
+    assert trace.ledger.books[trace.gpus[2].uuid].totals["waiting"] == pytest.approx(40, abs=1)
+    assert hung == {gpu.uuid for gpu in trace.gpus[2:]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"rendezvous": "10.0.0.7:29500"}, False),
+        ({"rank": 0}, False),
+        ({"rank": None}, False),
+        ({"world_size": 16}, False),
+        ({"account": "other"}, False),
+    ],
+    ids=["one", "met elsewhere", "a rank twice", "no rank", "another size", "another namespace"],
+)
+def test_pods_are_of_one_job_where_they_meet_as_its_parts(changes, same):
+    (told,) = Trace(("steady", 10)).windows(1000.0, 1001.0)
+    first = told.jobs[0]._replace(id="podA", rank=0, world_size=2, rendezvous="master:29500", account="ml")
+    second = first._replace(**{"id": "podB", "rank": 1, **changes})
+    found = companions(replace(told, jobs=(first, second)))
+    assert found == ({first.key: {second.key}, second.key: {first.key}} if same else {})
+
+
+@pytest.mark.parametrize("place", ["localhost:29500", "127.0.0.1:29500", "::1:29500", "0.0.0.0:29500", "master", None])
+def test_a_place_that_is_in_each_container_tells_nothing(place):
+    (told,) = Trace(("steady", 10)).windows(1000.0, 1001.0)
+    pair = tuple(told.jobs[0]._replace(id=f"pod{rank}", rank=rank, rendezvous=place) for rank in range(2))
+    assert companions(replace(told, jobs=pair)) == {}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from support.gpus import FakeNvml, gpu, host_of
 
 from gpuhost_exporter import config
+from gpuhost_exporter.collectors.ledger import LedgerCollector
 from gpuhost_exporter.config import Price
 from gpuhost_exporter.errors import ConfigError
-from gpuhost_exporter.ledger.thresholds import Thresholds
+from gpuhost_exporter.ledger.thresholds import Thresholds, check_intervals
 
 
 def test_the_configuration_sets_thresholds_and_prices():
@@ -34,3 +38,24 @@ def test_an_hour_costs_three_dollars_where_nothing_is_set():
 def test_what_makes_no_sense_is_refused(chosen, message):
     with pytest.raises(ConfigError, match=message):
         Thresholds.load(chosen)
+
+
+@pytest.mark.parametrize("name", ["gpu", "ledger"])
+def test_a_ledger_whose_gpus_are_read_too_seldom_is_refused(name):
+    def check(chosen):
+        settings = config.parse({"collector": chosen}, "x.toml", ("gpu", "ledger", "nvme"))
+        check_intervals(settings.collectors)
+
+    check({name: {"interval": 2}, "nvme": {"interval": 60}})
+    check({name: {"interval": 5}, "ledger": {"interval": 5, "enabled": False}})
+    with pytest.raises(
+        ConfigError, match=rf"collector\.{name}\.interval: expected at most 2 seconds, got 5; longer only"
+    ):
+        check({name: {"interval": 5}})
+
+
+def test_serve_refuses_it_too():
+    settings = config.parse({"collector": {"gpu": {"interval": 5}}}, "x.toml", ("gpu",))
+    host = replace(host_of(FakeNvml(gpu(0))), settings=settings)
+    with pytest.raises(ConfigError, match=r"collector\.gpu\.interval"):
+        LedgerCollector(host)

@@ -37,15 +37,16 @@ CHECKPOINT_SECONDS = histogram(
 CHECKPOINT_BYTES = histogram(
     "gpuhost_checkpoint_size_bytes",
     "Bytes of checkpoints, by mount and mode: what the job's processes wrote, copies of it not counted again, of "
-    "remote ones what left the GPUs. Under 256 MB nothing is taken for a checkpoint. Core files are left out; whatever "
-    "else a job writes while its GPUs stand, such as a large cache, looks the same.",
+    "remote ones what left the GPUs. Under 256 MB, or 20 MB/s, nothing is taken for a checkpoint. Core files are left "
+    "out; whatever else a job writes while its GPUs stand, such as a large cache, looks the same.",
     "mount",
     "mode",
 )
 CHECKPOINT_LOST = counter(
     "gpuhost_checkpoint_gpu_seconds_lost_total",
     "GPU-seconds for which GPUs stood for checkpoints that have ended, all GPUs of the job together. One that was "
-    "under way when the job was first seen counts here only: its length and bytes nobody saw.",
+    "under way when the job was first seen counts here only: its length and bytes nobody saw. Of one slower than "
+    "50 MB/s what passes until 256 MB are written is not in it.",
     "mount",
     "mode",
 )

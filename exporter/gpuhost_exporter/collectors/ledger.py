@@ -12,7 +12,7 @@ from gpuhost_exporter.collectors.per_gpu import gpu_counter, gpu_gauge, gpu_info
 from gpuhost_exporter.host import Host
 from gpuhost_exporter.ledger.accounts import ACCOUNTS
 from gpuhost_exporter.sources import placement
-from gpuhost_exporter.sources.nvml.readings import Activity, Gpu, Health
+from gpuhost_exporter.sources.nvml.readings import NAMELESS, Activity, Gpu, Health
 from gpuhost_exporter.specs import Sample, gauge
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ TIME = gpu_counter(
     "same without profiling counters. communication: NVLink, PCIe both ways or the nearest network adapters move data "
     "and nothing computes; overlapped communication never shows here. waiting: kernels spin without math or traffic "
     "for 2 s or more, as in a collective that somebody did not join; any kernel on few SMs without memory traffic "
-    "looks the same, unless others keep its network adapters busy. checkpoint: its job writes, "
-    "or copies out of its GPUs, while they stand, or marks one; before a new job's first work only a marked one. "
+    "looks the same, unless others keep its network adapters busy. checkpoint: its job writes, or copies out of its "
+    "GPUs, while they stand, or marks one, in another pod too where ranks meet at one MASTER_ADDR; before a new job's "
+    "first work only a marked one. "
     "startup and restore: until 10 s of tensor work, at most 10 min; restore while files are read. "
     "data: idle while the job reads, or its loaders block or burn CPU; any process below the holder that burns CPU and "
     "does not write counts as a loader, before host. host: idle while the holder burns CPU, the gaps between kernels "
@@ -157,10 +158,11 @@ class LedgerCollector(Collector):
         from gpuhost_exporter.ledger.ledger import Ledger, Seen
         from gpuhost_exporter.ledger.network import Network
         from gpuhost_exporter.ledger.rhythm import Rhythm
-        from gpuhost_exporter.ledger.thresholds import Thresholds
+        from gpuhost_exporter.ledger.thresholds import Thresholds, check_intervals
 
         super().__init__(host)
         limits = Thresholds.load(host.settings.ledger)
+        check_intervals(host.settings.collectors)
         self._seen_of = Seen
         self._network_of = Network
         self._nearness = placement.Nearness(host.root)
@@ -176,6 +178,7 @@ class LedgerCollector(Collector):
         self._checkpoints = checkpoints.Checkpoints()
         self._jobs = jobs.Jobs(host.settings.job)
         self._phases: dict[str, tuple[str, float]] = {}
+        self._nameless: dict[str, str] = {}  # of GPUs that were lost before they told a UUID: name -> state
 
     def poll(self, now: float) -> Iterator[Sample]:
         self._wall = self.host.clock.wall() - now
@@ -184,7 +187,7 @@ class LedgerCollector(Collector):
             before = self._hours.last_booked()
             self._hours.load(self._wall + now)
             self._gap = None if before is None else max(0.0, self._wall + now - before)
-        gpus = self.host.nvml.gpus()
+        gpus = (*self.host.nvml.gpus(), *self._unnamed())
         seen = self._seen(now)
         for checkpoint in self._ledger.tick(now, seen):
             self._checkpoints.add(checkpoint, now)
@@ -221,13 +224,21 @@ class LedgerCollector(Collector):
             told.append(f"marker: {self.host.marker.reason}")
         return (*super().remarks(), *told)
 
+    def _unnamed(self) -> list[Gpu]:
+        """GPUs that were lost before they told a UUID: their time passes, too."""
+        nvml = self.host.nvml
+        told = {f"{NAMELESS}{index}": state for index, state in sorted(nvml.unopened().items())}
+        # While the driver cannot be read they are what all are.
+        self._nameless = told if nvml.state() == "ok" else dict.fromkeys(self._nameless, "unknown") | told
+        return [Gpu(int(name.removeprefix(NAMELESS)), name, "", "", *(None,) * 9) for name in self._nameless]
+
     def _seen(self, now: float) -> Seen:
         board, nvml = self.host.board, self.host.nvml
         posted = [reading for readings in board.recent("activity", tuple, now) for reading in readings]
         activities = [reading for reading in posted if isinstance(reading, Activity)]
         healths = [reading for reading in board.last("health", tuple, now) or () if isinstance(reading, Health)]
         return self._seen_of(
-            states=nvml.gpu_states(),
+            states=nvml.gpu_states() | self._nameless,
             activities=activities,
             windows=self.host.processes.take(),
             power_limits={health.uuid: health.power_limit_watts for health in healths if health.power_limit_watts},

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, TypeVar
 from gpuhost_exporter.collector import Collector
 from gpuhost_exporter.errors import Denied, Gone, Lost, NeedsReset, SourceError
 from gpuhost_exporter.host import Host
-from gpuhost_exporter.sources.nvml.readings import Gpu
+from gpuhost_exporter.sources.nvml.readings import NAMELESS, Gpu
 from gpuhost_exporter.specs import Sample, Spec, counter, gauge, info
 
 _ERRORS = {error.kind: error for error in SourceError.__subclasses__()}
@@ -27,7 +27,7 @@ def gpu_info(name: str, text: str, *labels: str) -> Spec:
 
 
 def gpu_labels(gpu: Gpu) -> tuple[str, str]:
-    return str(gpu.index), gpu.uuid
+    return str(gpu.index), "" if gpu.uuid.startswith(NAMELESS) else gpu.uuid
 
 
 class Reading(Protocol):

@@ -17,8 +17,11 @@ from gpuhost_exporter.ledger.thresholds import Thresholds
 
 Mode = Literal["sync", "async", "remote"]
 UNKNOWN_MOUNT = "unknown"
-_BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D is still taken to write
+_BLOCKED_SECONDS = 30.0  # for so long after its last bytes a writer in D makes up for what is no checkpoint yet
+_BLIND_SECONDS = 30.0  # nothing is told of a job's GPUs while a reader is replaced: that is no end
 _TAIL_SHARE = 0.1
+_SLOW_SHARE = 0.4  # of the rate that makes one: to slow storage, and more than a job logs
+_FAR = 3.0  # times its usual idle share, or half the way from it to all: then a GPU stands
 _CALL_SECONDS = 10.0  # a write that was under way when its job was first seen may take so long to be counted, whole
 _USUAL_SECONDS = 60.0  # what a job writes all the time is learned over so long
 _SENT_SECONDS = 1.0  # at the rate of an upload: so much has to be sent
@@ -53,9 +56,11 @@ class _Episode:
     started: float
     active: float  # until when it has done something
     wrote_at: float
+    blind: float = 0.0  # seconds since `active` of which nothing is told
     head: float = 0.0  # seconds at the start of its first stretch for which the GPUs still worked
     tail: float = 0.0  # and at the end of its last one, for which they worked again
     known: bool = False
+    fast: bool = False  # it has copied, or written at the rate that makes one; else the GPUs must stand throughout
     whole: bool = True
     told: bool = False  # the job's bytes are known
     stalls: list[tuple[float, float]] = field(default_factory=list)
@@ -129,10 +134,11 @@ class Watch:
         networks: Networks | None = None,
         *,
         starting: bool = False,
+        blind: bool = False,
     ) -> Checkpoint | None:
         """Go on from one moment to the next. `pieces`: of each GPU of the job, up to the present; `works`: of the job;
         `networks`: of the host, where it has any that tell; `starting`: none of its GPUs has done anything yet that
-        could be saved.
+        could be saved; `blind`: of some nothing is told.
 
         Returns the checkpoint that ended.
         """
@@ -152,14 +158,18 @@ class Watch:
         made = _bytes(works, since, at, _made)
         # The last of many writers is slow: while the GPUs still stand for it, little is enough.
         going_on = still and self._episode is not None and self._episode.active >= since
-        least = limits.write_bytes_per_second * (_TAIL_SHARE if going_on else 1.0)
-        writing = wrote >= (least + self._usual) * (at - since)
+        own = any(work.rung in ("process", "cgroup") for work in works)  # else the host's logs are the job's, too
+        share = _TAIL_SHARE if going_on else _SLOW_SHARE if still and own else 1.0
+        beyond = wrote - self._usual * (at - since)
+        writing = beyond >= share * limits.write_bytes_per_second * (at - since)
+        fast = copies or beyond >= limits.write_bytes_per_second * (at - since)
         blocked = any(work.writer_blocked for work in works if work.since < at and since < work.at)
+        if self._episode and not (still or self._episode.known or self._episode.fast):
+            self._episode = None
         episode = self._episode
         if episode is None:
             if not (still and (writing or copies)):
-                share = min(1.0, (at - since) / _USUAL_SECONDS)
-                self._usual += (wrote / (at - since) - self._usual) * share
+                self._usual += (wrote / (at - since) - self._usual) * min(1.0, (at - since) / _USUAL_SECONDS)
                 return None
             first = [of_gpu[0] for of_gpu in standing if of_gpu]
             begin = max(since, min(piece.since for piece in first))
@@ -175,15 +185,22 @@ class Watch:
             episode.wrote_stalled = max(0.0, _bytes(early, 0.0, since, _wrote) - usual)
             episode.made = max(0.0, _bytes(early, 0.0, since, _made) - usual)
         episode.told = any(work.rung != "none" for work in works)
+        episode.fast |= fast
         if writing or copies:
             episode.wrote_at = at
-        held_up = blocked and at - episode.wrote_at < _BLOCKED_SECONDS
+        # An fsync or storage that hangs may take any time. Who reads in D is at something else.
+        reads = any(
+            work.read >= limits.read_bytes_per_second * work.seconds
+            for work in works
+            if work.since < at and since < work.at
+        )
+        held_up = blocked and ((episode.known and not reads) or at - episode.wrote_at < _BLOCKED_SECONDS)
         sent = networks.uploaded(since, at, self._stood(pieces, since)) if networks and episode.copied else 0.0
         episode.sent += sent
         if still and (writing or copies or held_up or sent):
             begin = max(since, min(piece.since for of_gpu in standing for piece in of_gpu))
             end = min(at, max(piece.at for of_gpu in standing for piece in of_gpu))
-            episode.active = end
+            episode.active, episode.blind = end, 0.0
             episode.tail = _worked([of_gpu[-1] for of_gpu in standing if of_gpu])
             episode.stalled += end - begin
             _extend(episode.stalls, begin, end)
@@ -193,9 +210,12 @@ class Watch:
             episode.made += made if writing or copies or held_up else 0.0  # no log beside an upload is its own
             episode.copied += copied(pieces, since, at)
         elif writing and here:  # that a job without GPUs still saves nobody knows: HOST's bytes are everybody's
-            episode.active = at
+            episode.active, episode.blind = at, 0.0
             episode.wrote_beside += wrote
             episode.made += made
+        elif blind and not here and episode.known and episode.blind < _BLIND_SECONDS:
+            episode.blind += at - since
+            episode.made += made if writing else 0.0
         else:  # what is left of the window in which it ended
             episode.made += _bytes([work for work in works if work.since < episode.active], since, at, _made)
         if wrote:
@@ -205,8 +225,10 @@ class Watch:
                     episode.mounts[mount] = episode.mounts.get(mount, 0.0) + wrote
         unsent = episode.told and networks is not None and self._unsent(episode, at, pieces, networks)
         if not episode.known:
-            episode.known = self._bytes_so_far(episode, at, pieces, works, unsent=unsent) >= limits.checkpoint_bytes
-        if at - episode.active >= limits.checkpoint_quiet_seconds:
+            until = math.inf if episode.fast else self._stood(pieces, at)[1]
+            so_far = self._bytes_so_far(episode, at, until, pieces, works, unsent=unsent)
+            episode.known = so_far >= limits.checkpoint_bytes
+        if at - episode.active - episode.blind >= limits.checkpoint_quiet_seconds:
             self._episode = None
             # One that was taken for an upload while it copied may turn out to be none.
             none = not episode.known or (unsent and episode.made < limits.checkpoint_bytes)
@@ -256,10 +278,16 @@ class Watch:
 
     @staticmethod
     def _bytes_so_far(
-        episode: _Episode, at: float, pieces: Sequence[Sequence[Piece]], works: Sequence[Work], *, unsent: bool
+        episode: _Episode,
+        at: float,
+        until: float,
+        pieces: Sequence[Sequence[Piece]],
+        works: Sequence[Work],
+        *,
+        unsent: bool,
     ) -> float:
-        """With what has come since the moment that is being settled."""
-        made = episode.made + _bytes(works, at, math.inf, _made)
+        """With what has come since the moment that is being settled, and is written before `until`."""
+        made = episode.made + _bytes(works, at, until, _made)
         return made if unsent else max(made, episode.copied + copied(pieces, at, math.inf))
 
     def _mode(self, episode: _Episode) -> Mode:
@@ -315,8 +343,9 @@ def _bytes(works: Sequence[Work], since: float, at: float, of: Callable[[Work], 
 
 
 def stands(piece: Piece, limits: Thresholds) -> bool:
-    """Whether the GPU has no work, or none but to wait for others."""
-    return piece.idle > limits.gap_ratio or piece.spinning
+    """Whether the GPU has no work, or none but to wait for others: it idles far more than it does while it works."""
+    usual = piece.usual_idle
+    return piece.idle > max(limits.gap_ratio, min(_FAR * usual, (1.0 + usual) / 2)) or piece.spinning
 
 
 def copied(pieces: Sequence[Sequence[Piece]], since: float, at: float) -> float:

@@ -17,18 +17,22 @@ from gpuhost_exporter.ledger.book import Book
 from gpuhost_exporter.ledger.checkpoint import Checkpoint, Mode, Watch
 from gpuhost_exporter.ledger.classify import Around, shares, waits
 from gpuhost_exporter.ledger.clocks import Clocks
+from gpuhost_exporter.ledger.holder import Holder
 from gpuhost_exporter.ledger.marks import Marks
 from gpuhost_exporter.ledger.network import Network, Networks
-from gpuhost_exporter.ledger.piece import HOST, RUNGS, Piece, Rung, Usual, Work, jobs_of, of_activity, works
+from gpuhost_exporter.ledger.piece import HOST, RUNGS, Piece, Rung, Usual, Work, companions, jobs_of, of_activity, works
 from gpuhost_exporter.ledger.thresholds import Thresholds
 from gpuhost_exporter.sources.evidence import Evidence
 from gpuhost_exporter.sources.marker import Mark
-from gpuhost_exporter.sources.nvml.readings import Activity
+from gpuhost_exporter.sources.nvml.readings import NAMELESS, Activity
 
 HOLD_SECONDS = 3.5  # time is settled so late
 _SILENCE_SECONDS = 2.5  # a GPU that has told nothing for so long is unknown
 _EMPTY_SECONDS = 20.0  # one without processes is read every 15 s
 _KEPT_SECONDS = 10.0
+_LONGEST_STEP = 1.4  # a tick that is somewhat late
+_AT_REST = 0.9  # an idle share from which on a GPU has no work
+_IDLE_PACE = 0.003  # by so much a second what is usual follows: stalls leave next to no trace
 _LOST = frozenset({"lost", "needs_reset", "missing"})
 
 
@@ -50,14 +54,12 @@ class Seen:
 @dataclass(slots=True)
 class _Gpu:
     book: Book
-    present: bool | None = None  # some process was there when the ledger began: it is not starting
     activity: Activity | None = None
     usual_out: float | None = None
+    usual_idle: float = 0.0
     latest: Piece | None = None
     # As of the time that is booked.
-    started: float | None = None  # when the present holder came
-    worked: float = 0.0  # its seconds of tensor work
-    used: float = 0.0  # and of any
+    holder: Holder = field(default_factory=Holder)
     spun: float = 0.0
     idle_since: float = 0.0
 
@@ -81,6 +83,7 @@ class Ledger:
         self._owners: dict[int, str] = {}  # pid of a GPU holder -> its job
         self._members: dict[int, str] = {}  # the same of every process that is followed
         self.worlds: dict[str, int] = {}  # ranks of a job on all its hosts, where its environment tells
+        self._companions: dict[str, frozenset[str]] = {}  # a job's ranks in other pods or containers
         self._marks: list[Mark] = []  # of processes that no job is known of, yet
         self.marks: Counter[str] = Counter()  # "taken" and "unowned"
         self._settled: float | None = None
@@ -114,8 +117,10 @@ class Ledger:
 
     def checkpoints_running(self) -> dict[str, float]:
         """job -> when the checkpoint that it stands for began."""
-        found = {name: job.marks.running_since or job.watch.running_since for name, job in self._jobs.items()}
-        return {name: since for name, since in found.items() if since is not None}
+        own = {name: job.marks.running_since or job.watch.running_since for name, job in self._jobs.items()}
+        found = {name: since for name, since in own.items() if since is not None}
+        others = {other: since for name, since in found.items() for other in self._companions.get(name, ())}
+        return others | found
 
     def in_progress(self) -> list[tuple[str, Mode]]:
         """Mount and mode, as far as they are known, of the checkpoints that checkpoints_running() tells of."""
@@ -135,14 +140,32 @@ class Ledger:
             if gpu is None:
                 gpu = self._gpus[uuid] = _Gpu(Book(now), idle_since=now)
             self._observe(gpu, now, state, activities.get(uuid, ()), seen.power_limits.get(uuid))
-        for uuid, gpu in self._gpus.items():
-            if uuid not in seen.states:
+        for uuid, gpu in list(self._gpus.items()):
+            if uuid in seen.states:
+                continue
+            if uuid.startswith(NAMELESS):  # it has told its UUID: from now on its time is booked by that
+                del self._gpus[uuid]
+            else:
                 self._tell(gpu, Piece(gpu.book.told, now, state="unknown"))
         self._mark(now, seen.marks)
-        horizon = now - HOLD_SECONDS
-        ended = self._lead_watches(horizon)
-        self._settle(horizon, seen.products)
+        ended = self._settle_until(now - HOLD_SECONDS, seen.products)
         self._forget(now)
+        return ended
+
+    def _settle_until(self, horizon: float, products: Mapping[str, str]) -> list[Checkpoint]:
+        """By steps of a tick, however late this one came: what ended on the way is booked before it is forgotten."""
+        if self._settled is None:
+            self._settled = horizon
+        ended: list[Checkpoint] = []
+        while self._settled < horizon:
+            since, at = self._settled, horizon
+            if at - since > _LONGEST_STEP:
+                # In one go through what nothing is told of: a host may have slept for a day.
+                same = min((gpu.book.pending[0].at for gpu in self._gpus.values() if gpu.book.pending), default=at)
+                at = min(at, max(same, since + 1.0))
+            self._settled = at
+            ended += self._lead_watches(since, at)
+            self._settle(at, products)
         return ended
 
     def _take(self, windows: Sequence[Evidence]) -> None:
@@ -154,6 +177,7 @@ class Ledger:
                 self._owners = jobs_of(evidence)
                 self._members = {each.pid: each.job for each in evidence.processes if each.job} | self._owners
                 self.worlds = {each.key: each.world_size for each in evidence.jobs if each.world_size}
+                self._companions = companions(evidence)
                 self._own()
                 for name, work in works(evidence, self._limits).items():
                     if name in self._jobs:
@@ -203,14 +227,17 @@ class Ledger:
         if activity.since > gpu.book.told and last and _seldom_read(last):
             self._tell(gpu, Piece(gpu.book.told, activity.since, held=last.processes is None))
         since = min(max(gpu.book.told, activity.since), activity.at)
-        piece = of_activity(activity, last, since, self._limits, Usual(power_limit, gpu.usual_out))
+        piece = of_activity(activity, last, since, self._limits, Usual(power_limit, gpu.usual_out, gpu.usual_idle))
         if piece.held:
             pids = tuple(process.pid for process in activity.processes or ())
             piece = self._known(piece.owned(self._owners, pids))
-        if gpu.present is None:
-            gpu.present = piece.held
+        if gpu.holder.present is None:
+            gpu.holder.present = piece.held
         if piece.out is not None and piece.working and piece.idle <= self._limits.gap_ratio:
             gpu.usual_out = piece.out if gpu.usual_out is None else 0.8 * gpu.usual_out + 0.2 * piece.out
+        if piece.held and piece.idle < _AT_REST and not piece.spinning:
+            pace = _IDLE_PACE * piece.seconds
+            gpu.usual_idle += min(pace, max(-pace, piece.idle - gpu.usual_idle))
         self._tell(gpu, piece)
         gpu.activity = activity
 
@@ -218,9 +245,9 @@ class Ledger:
         """Give what is not booked yet to the jobs of its processes, now that these are told."""
         for gpu in self._gpus.values():
             for number, piece in enumerate(gpu.book.pending):
-                if not self._owners.keys().isdisjoint(piece.pids):
+                if piece.unowned and not self._owners.keys().isdisjoint(piece.pids):
                     gpu.book.pending[number] = self._known(piece.owned(self._owners, piece.pids))
-            if gpu.latest and not self._owners.keys().isdisjoint(gpu.latest.pids):
+            if gpu.latest and gpu.latest.unowned and not self._owners.keys().isdisjoint(gpu.latest.pids):
                 gpu.latest = gpu.latest.owned(self._owners, gpu.latest.pids)
 
     def _known(self, piece: Piece) -> Piece:
@@ -235,10 +262,7 @@ class Ledger:
         if piece.at > piece.since:
             gpu.latest = piece
 
-    def _lead_watches(self, horizon: float) -> list[Checkpoint]:
-        since, self._settled = self._settled, horizon
-        if since is None:
-            return []
+    def _lead_watches(self, since: float, horizon: float) -> list[Checkpoint]:
         ended: list[Checkpoint | None] = []
         for name, job in self._jobs.items():
             pieces = [
@@ -247,11 +271,14 @@ class Ledger:
             ]
             works = tuple(job.works)
             having = [gpu for gpu, of_gpu in zip(self._gpus.values(), pieces, strict=True) if of_gpu]
-            starting = bool(having) and all(self._unworked(gpu, name) for gpu in having)
+            starting = bool(having) and all(gpu.holder.unworked(name, gpu.book, self._limits) for gpu in having)
             if job.marks:
                 ended += (job.watch.interrupt(), job.marks.advance(since, horizon, pieces, works))
             else:
-                ended.append(job.watch.advance(since, horizon, pieces, works, self._networks, starting=starting))
+                blind = any(_silent(gpu, since, horizon) for gpu in self._gpus.values() if name in gpu.holder.jobs)
+                ended.append(
+                    job.watch.advance(since, horizon, pieces, works, self._networks, starting=starting, blind=blind)
+                )
         return [found for found in ended if found]
 
     def _settle(self, horizon: float, products: Mapping[str, str]) -> None:
@@ -264,13 +291,13 @@ class Ledger:
                 piece = self._networks.beside(uuid, settled)
                 clock = self._clocks.beside(products.get(uuid, ""), piece) if piece.held_back else None
                 booked = gpu.book.book(piece, shares(piece, self._around(uuid, gpu, piece, clock), self._limits))
-                for account, seconds in booked.items():
-                    self._spend(piece.at, uuid, account, seconds)
-                self._cost(piece, booked.get("checkpoint", 0.0))
+                for account, spent in booked.items():
+                    self._spend(piece.at, uuid, account, spent)
+                if seconds := booked.get("checkpoint"):
+                    self._cost(piece, seconds)
 
     def _cost(self, piece: Piece, seconds: float) -> None:
-        for name in piece.jobs:
-            job = self._jobs[name]
+        for job in self._saved_for(piece):
             if job.marks:
                 job.marks.cost(seconds)
                 return
@@ -278,12 +305,15 @@ class Ledger:
                 job.watch.cost(seconds)
                 return
 
+    def _saved_for(self, piece: Piece) -> list[_Job]:
+        """The jobs for whose checkpoints the GPU may stand: its own first."""
+        others = {other for name in piece.jobs for other in self._companions.get(name, ())} - set(piece.jobs)
+        return [self._jobs[name] for name in (*piece.jobs, *sorted(others)) if name in self._jobs]
+
     def _around(self, uuid: str, gpu: _Gpu, piece: Piece, clock: float | None) -> Around:
         """What there is to know about the piece that is booked next; moves the GPU's history on."""
         limits = self._limits
-        if piece.state == "read" and not piece.held:
-            gpu.present = False
-        starting = self._starting(gpu, piece)
+        starting = gpu.holder.follow(piece, limits)
         following = gpu.book.following()
         spins_on = following is not None and self._networks.beside(uuid, following).spinning
         waiting = waits(piece, spins_on, gpu.spun, limits)
@@ -294,7 +324,7 @@ class Ledger:
         around = tuple(work for job in jobs for work in job.works if work.since < piece.at and piece.since < work.at)
         return Around(
             works=around,
-            checkpoint=max((_saving(job, piece) for job in jobs), default=0.0),
+            checkpoint=max((_saving(job, piece) for job in self._saved_for(piece)), default=0.0),
             starting=starting,
             waiting=waiting,
             idle_for=piece.at - gpu.idle_since,
@@ -302,47 +332,20 @@ class Ledger:
             cores=max((work.cores.get(uuid, 0.0) for work in around), default=0.0),
         )
 
-    def _starting(self, gpu: _Gpu, piece: Piece) -> bool:
-        """Whether the GPU's holder came while the ledger ran and has not done its first tensor work."""
-        limits = self._limits
-        if piece.state != "read" or not piece.held:
-            gpu.started = None
-            return False
-        if gpu.started is None:
-            gpu.started, gpu.worked, gpu.used = piece.since, 0.0, 0.0
-        gpu.used += piece.busy * piece.seconds
-        if piece.working:
-            gpu.worked += piece.busy * piece.seconds
-        return (
-            not gpu.present
-            and gpu.worked < limits.startup_tensor_seconds
-            and piece.at - gpu.started < limits.idle_limit_seconds
-        )
-
-    def _unworked(self, gpu: _Gpu, name: str) -> bool:
-        """Whether its holder, of that job, came while the ledger ran and has not worked yet: as `_starting`, but a GPU
-        that has done nothing at all goes on starting however long that takes."""
-        limits = self._limits
-        for piece in gpu.book.pending:
-            if name in piece.jobs:
-                break
-            if piece.state == "read" and not piece.held:
-                return True  # what is known of the GPU is of the holder before
-        if gpu.present:
-            return False
-        if gpu.started is None:
-            return True
-        late = gpu.book.booked - gpu.started >= limits.idle_limit_seconds
-        return gpu.worked < limits.startup_tensor_seconds and not (late and gpu.used >= limits.startup_tensor_seconds)
-
     def _forget(self, now: float) -> None:
         for job in self._jobs.values():
             while job.works and job.works[0].at < now - _KEPT_SECONDS:
                 job.works.popleft()
         held = {name for gpu in self._gpus.values() for piece in gpu.book.pending for name in piece.jobs}
+        held.update(*(gpu.holder.jobs for gpu in self._gpus.values()))  # nothing may be told of it for a while
         for name, job in list(self._jobs.items()):
             if name not in held and job.watch.running_since is None and not job.marks:
                 del self._jobs[name]
+
+
+def _silent(gpu: _Gpu, since: float, at: float) -> bool:
+    """Whether nothing is told of some of that stretch."""
+    return any(piece.state == "unknown" and piece.since < at and since < piece.at for piece in gpu.book.pending)
 
 
 def _saving(job: _Job, piece: Piece) -> float:

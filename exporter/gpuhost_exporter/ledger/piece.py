@@ -19,6 +19,7 @@ _THERMAL = "thermal"
 # How the bytes of a job are known, best first.
 Rung = Literal["process", "cgroup", "host", "none"]
 RUNGS: tuple[Rung, ...] = get_args(Rung)
+_ITSELF = ("localhost", "127.", "0.", "::")  # how addresses begin that mean another place in each container
 HOST = "host"  # the one job of a host whose processes are not told
 
 
@@ -39,10 +40,12 @@ class Piece:
     exchanging: bool = False  # that, and traffic over links or network adapters
     copied: float = 0.0  # bytes that left the GPU over PCIe while it was idle
     out: float | None = None  # bytes per second over PCIe, whatever for
+    usual_idle: float = 0.0  # of the GPU while it has work
     clock: float | None = None  # hertz
     held_back: bool = False  # by heat or the power brake
     jobs: tuple[str, ...] = ()
-    pids: tuple[int, ...] = ()  # of its processes, while nobody has told whose they are
+    pids: tuple[int, ...] = ()  # of its processes, where these are told
+    unowned: bool = False  # nobody has told whose they are, yet
 
     @property
     def seconds(self) -> float:
@@ -69,7 +72,7 @@ class Piece:
         jobs = tuple(sorted({owners[pid] for pid in pids if pid in owners}))
         # Whose copies leave a GPU that several have, nobody can tell.
         copied = self.copied if len(jobs) <= 1 else 0.0
-        return replace(self, jobs=jobs or (HOST,), pids=() if jobs else pids, copied=copied)
+        return replace(self, jobs=jobs or (HOST,), pids=pids, unowned=not jobs, copied=copied)
 
     def cut(self, at: float) -> tuple[Piece, Piece]:
         """What was before that moment and what after; copied bytes go by time."""
@@ -82,10 +85,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """What else is known of a GPU: `out` is what it sends over PCIe while it works, bytes per second."""
+    """What else is known of a GPU: `out` is what it sends over PCIe while it works, bytes per second; `idle` its idle
+    share then."""
 
     power_limit: float | None = None
     out: float | None = None
+    idle: float = 0.0
 
 
 def of_activity(now: Activity, before: Activity | None, since: float, limits: Thresholds, usual: Usual) -> Piece:
@@ -132,6 +137,7 @@ def of_activity(now: Activity, before: Activity | None, since: float, limits: Th
         exchanging=exchanging,
         copied=copied * (now.at - since),
         out=out,
+        usual_idle=usual.idle,
         clock=now.sm_clock_hertz,
         held_back=bool((now.clock_event_reasons or 0) & _HELD_BACK) or _heat_counted(now, before),
     )
@@ -198,6 +204,23 @@ class Work:
 def jobs_of(evidence: Evidence) -> dict[int, str]:
     """pid of a GPU holder -> its job's key."""
     return {pid: evidence.jobs[place].key for pid, place in evidence.holders}
+
+
+def companions(evidence: Evidence) -> dict[str, frozenset[str]]:
+    """A job's key -> the keys of those that are the same job in other pods or containers: they meet at one place and
+    have other ranks."""
+    ranks: dict[tuple[str, int | None, str | None], dict[str, set[int]]] = {}
+    for each in evidence.jobs:
+        address, _, port = (each.rendezvous or "").rpartition(":")
+        if address and each.rank is not None and not address.startswith(_ITSELF):
+            met = ranks.setdefault((f"{address}:{port}", each.world_size, each.account), {})
+            met.setdefault(each.key, set()).add(each.rank)
+    return {
+        key: frozenset(of.keys() - {key})
+        for of in ranks.values()
+        if len(of) > 1 and len(set().union(*of.values())) == sum(map(len, of.values()))
+        for key in of
+    }
 
 
 def works(evidence: Evidence, limits: Thresholds) -> dict[str, Work]:

@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
+from gpuhost_exporter.config import CollectorSettings
 from gpuhost_exporter.errors import ConfigError
+
+LONGEST_INTERVAL = 2.0  # seconds: what is told more seldom comes too late for what is settled, and is unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +49,17 @@ class Thresholds:
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"ledger.{key}: expected a number above 0, got {value!r}")
         return replace(cls(), **chosen)
+
+
+def check_intervals(collectors: Mapping[str, CollectorSettings]) -> None:
+    """Raises ConfigError where a site reads its GPUs too seldom for a ledger that is on."""
+    ledger = collectors.get("ledger")
+    if ledger and ledger.enabled is False:
+        return
+    for name in ("gpu", "ledger"):
+        chosen = collectors.get(name)
+        if chosen and chosen.interval and chosen.interval > LONGEST_INTERVAL:
+            raise ConfigError(
+                f"collector.{name}.interval: expected at most {LONGEST_INTERVAL:g} seconds, got {chosen.interval:g}; "
+                "longer only with collector.ledger.enabled = false"
+            )

@@ -54,6 +54,9 @@ class Driver:
     cuda_version: str | None
 
 
+NAMELESS = "index:"  # with its index, the name of a GPU that never told its UUID
+
+
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """Identity and what never changes while the handle lives. bdf is sysfs' form, 0000:18:00.0."""
