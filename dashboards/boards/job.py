@@ -1,7 +1,7 @@
 """Job: one job across its hosts. Who holds it up, what it costs, what is lost if it dies now."""
 
 from kit.board import FLEET, TO_HOST, Board, Section, Variable, with_cluster
-from kit.panels import answer, timeline
+from kit.panels import answer, bars, timeline
 from kit.parts import GOOD, PLAIN, WATCH, Line
 from kit.tables import Column, listing, matrix
 
@@ -262,8 +262,8 @@ BOARD = Board(
                 timeline(
                     "Of the peak of its GPUs",
                     (
-                        Line(F("job:gpuhost_tensor_activity_at_clock:ratio_avg5m", work="$work"), "tensor cores"),
-                        Line(F("job:gpuhost_memory_bandwidth:ratio_rate5m", work="$work"), "memory bandwidth"),
+                        Line(F("job:gpuhost_tensor_activity_at_clock:avg_ratio_avg5m", work="$work"), "tensor cores"),
+                        Line(F("job:gpuhost_memory_bandwidth:avg_ratio_rate5m", work="$work"), "memory bandwidth"),
                     ),
                     why="Mean of its GPUs over 5 minutes. Tensor cores: their activity times the clock, of the dense "
                     "peak; not FLOPS. Large models show 35 to 55 %. The higher of the two is what limits the job.",
@@ -275,7 +275,7 @@ BOARD = Board(
                     "NVLink, of the product's full bandwidth",
                     (
                         Line(F("job:gpuhost_nvlink_usable:min_ratio", work="$work"), "usable, worst GPU"),
-                        Line(f"avg({F('gpu:gpuhost_nvlink_achieved:ratio_rate5m')}{_ONLY})", "achieved, mean"),
+                        Line(F("job:gpuhost_nvlink_achieved:avg_ratio_rate5m", work="$work"), "achieved, mean"),
                     ),
                     why="What the worst of its GPUs can have, and what they move on average. Good is usable at 100 %: "
                     "below it every collective of the job is slower.",
@@ -365,9 +365,28 @@ BOARD = Board(
                     sort="Host",
                     descending=False,
                     empty=_NONE,
+                    width=14,
+                ),
+                bars(
+                    "Cost of the last day by account",
+                    (
+                        Line(
+                            "sort_desc(sum by (account)"
+                            f" (last_over_time({F('job:gpuhost_cost_dollars:sum1d', work='$work')}[10m])) > 0)",
+                            "{{account}}",
+                        ),
+                    ),
+                    why="Dollars of 24 hours, most first, of GPUs that it had held for 5 minutes. Good is compute far "
+                    "ahead.",
+                    unit="currencyUSD",
+                    most=None,
+                    steps=((None, "blue"),),
+                    decimals=2,
+                    empty=_YOUNG,
+                    width=10,
                 ),
             ),
-            height=6,
+            height=9,
         ),
     ),
 )
