@@ -57,7 +57,7 @@ def test_a_recorded_name_says_whose_labels_are_left(rule):
         "host": (SCRAPED, {"gpu", "uuid", "device"}),
         "device": ({*SCRAPED, "device"}, {"gpu"}),
         "endpoint": (SCRAPED, {"gpu"}),
-        "job": ({"cluster", "exported_job"}, {"instance", "gpu"}),
+        "job": ({"cluster", "work"}, {"instance", "gpu"}),
         "fleet": ({"cluster"}, {"instance", "gpu", "job"}),
     }
     needed, foreign = own[level]

@@ -371,3 +371,29 @@ def test_things_have_the_colour_of_their_number(shown):
     colours = [list(colour_of(panel, each)) for each in shown]
     assert all(len(each) == 1 for each in colours), colours
     assert len({each for (each,) in colours}) == 10
+
+
+def test_a_job_is_looked_for_by_what_is_the_same_on_all_its_hosts():
+    (variable,) = (each for each in BOARDS["job"]["templating"]["list"] if each["name"] == "work")
+    assert re.fullmatch(r"label_values\(gpu:gpuhost_work:info\{.+\}, work\)", variable["query"]["query"])
+    asked = [query for query in QUERIES if query.board == "job"]
+    assert not [query for query in asked if "gpuhost_gpu_job_info" in names_in(filled_in(query.expression))]
+    for query in asked:
+        assert 'work="$work"' in query.expression, query
+
+
+def test_what_a_culprit_cost_is_of_its_own_incident():
+    """Of one that did not join the hang at that moment, of a straggler the minutes in which it was one."""
+    for board in ("job", "gpu-time"):
+        (asked,) = [query.expression for query in QUERIES if query.panel == "Who held it up" and query.board == board]
+        joined, straggler = re.findall(r"(?:max|count)_over_time\(\((.+?)\)\[\$__range:1m\]\)", asked)
+        assert names_in(filled_in(joined)) >= {"gpuhost_gpu_hang_seconds", "gpuhost_gpu_culprit_info"}
+        assert 'kind="not_joined"' in joined
+        assert 'kind="straggler"' in straggler
+        assert "gpuhost_gpu_hang_seconds" not in straggler
+        assert ('work="$work"' in joined, 'work="$work"' in straggler) == (board == "job",) * 2
+
+
+def test_what_is_counted_says_so_at_its_axis():
+    (panel,) = (each for each in panels(BOARDS["job"]) if each["title"] == "GPUs by what they do")
+    assert panel["fieldConfig"]["defaults"]["unit"] == "suffix: GPUs"

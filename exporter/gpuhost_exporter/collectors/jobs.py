@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 
 _CONTAINER_DIGITS = 12  # as docker ps shows them
 _MOST_HASHES = 256
+# Where the ranks of a job on one host may meet: every other host has such an address too.
+_LOOPBACK = ("localhost", "127.", "::1", "[::1]")
 
 INFO = gpu_info(
     "gpuhost_gpu_job_info",
     "Whose work the GPU does; of several jobs the one with most GPU memory. job (Prometheus keeps it as "
     "exported_job): slurm, kubernetes, container, systemd or user, and its id: a user's own jobs are told apart by a "
     "digest of the rendezvous, else by the first process. name: of the job, pod, unit or elastic run. project: Slurm "
-    "account or namespace. pod: its UID. run: the rendezvous, the same on every host of the job; rank: the place in "
-    "it. Text is what the job's environment says. The configuration's [job] shows names plain, as hashes or not at "
-    "all; users are not shown unless it says so.",
+    "account or namespace. pod: its UID. run: the rendezvous, the same on every host of the job (none on a loopback "
+    "address); rank: the place in it. Text is what the job's environment says. The configuration's [job] shows names "
+    "plain, as hashes or not at all; users are not shown unless it says so.",
     "job",
     "name",
     "project",
@@ -75,7 +77,8 @@ class Jobs:
         yield job.pod or ""
         yield (job.container or "")[:_CONTAINER_DIGITS]
         yield self._shown(job.user, self._names.users)
-        yield self._shown(job.rendezvous, self._names.names)
+        met = job.rendezvous
+        yield self._shown(None if met and met.startswith(_LOOPBACK) else met, self._names.names)
         yield "" if job.rank is None else str(job.rank)
 
     def _shown(self, text: str | None, how: Shown) -> str:
