@@ -14,6 +14,7 @@ from support.promtool import seconds
 from support.rules import ALERTS, RULE_FILES, alerts, load, metric
 
 NAMES = {rule.name for rule in alerts()}
+PAGES = {rule.name for rule in alerts() if rule.body["labels"]["severity"] == "page"}
 CONFIG = load(f"{ALERTS}/alertmanager.yml")
 SECTIONS = ["What it costs", "Confirm", "Fix", "Vendor"]
 _MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
@@ -85,6 +86,8 @@ def test_inhibition_names_alerts_that_exist_and_stays_on_one_host_or_job(rule):
             assert label in ("alertname", "fault", "component", "gpu", "collector", "kind", "exported_job")
             if label in ("alertname", "fault"):
                 assert all(named(each) for each in value.split("|"))
+            if label == "fault":
+                assert set(value.split("|")) <= PAGES, "GpuhostFreshFault tells of pages only"
             if label == "component":
                 assert set(value.split("|")) <= {alert.body["labels"]["component"] for alert in alerts()}
     gone = set(rule["equal"]) - {"cluster", "instance"}
@@ -141,7 +144,9 @@ def firing(text, instance="gpu-7", job="slurm:1", **more):
 def fresh(told):
     """With what GpuhostFreshFault says of them in their first hour."""
     kept = ("instance", "gpu", "device", "exported_job")
-    found = [{label: alert[label] for label in kept if label in alert} | {"fault": alert["alertname"]} for alert in told]
+    found = [
+        {label: alert[label] for label in kept if label in alert} | {"fault": alert["alertname"]} for alert in told
+    ]
     return told + [{"alertname": "GpuhostFreshFault", "severity": "info"} | labels for labels in found]
 
 
