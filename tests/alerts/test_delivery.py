@@ -14,6 +14,7 @@ from support.promtool import seconds
 from support.rules import ALERTS, RULE_FILES, alerts, load, metric
 
 NAMES = {rule.name for rule in alerts()}
+PAGES = {rule.name for rule in alerts() if rule.body["labels"]["severity"] == "page"}
 CONFIG = load(f"{ALERTS}/alertmanager.yml")
 SECTIONS = ["What it costs", "Confirm", "Fix", "Vendor"]
 _MATCHER = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
@@ -78,16 +79,20 @@ def named(value):
 @pytest.mark.parametrize("rule", CONFIG["inhibit_rules"], ids=lambda rule: str(rule["source_matchers"])[:60])
 def test_inhibition_names_alerts_that_exist_and_stays_on_one_host_or_job(rule):
     assert "cluster" in rule["equal"]
-    assert ("instance" in rule["equal"]) != ("exported_job" in rule["equal"])
+    assert {"instance", "exported_job"} & set(rule["equal"])
     for side in ("source_matchers", "target_matchers"):
         for text in rule[side]:
             label, _, value = _MATCHER.fullmatch(text).groups()
-            assert label in ("alertname", "component", "gpu", "collector", "kind", "exported_job")
-            if label == "alertname":
+            assert label in ("alertname", "fault", "component", "gpu", "collector", "kind", "exported_job")
+            if label in ("alertname", "fault"):
                 assert all(named(each) for each in value.split("|"))
+            if label == "fault":
+                assert set(value.split("|")) <= PAGES, "GpuhostFreshFault tells of pages only"
             if label == "component":
                 assert set(value.split("|")) <= {alert.body["labels"]["component"] for alert in alerts()}
     gone = set(rule["equal"]) - {"cluster", "instance"}
+    if "instance" in rule["equal"]:
+        gone -= {"exported_job"}  # one host's: what names no job may be of any
     sources = named(matchers(rule["source_matchers"])["alertname"][1])
     assert sources
     # Alertmanager takes a label that both lack for equal: a source without the label would silence what has none.
@@ -103,10 +108,7 @@ def test_inhibition_names_alerts_that_exist_and_stays_on_one_host_or_job(rule):
 # (cause, consequence) that need not come in that order, and why.
 _LATER = {
     ("GpuhostCheckpointStalled", "GpuhostCheckpointOverdue"): "overdue is what trains on, and stalls later",
-    ("GpuhostStoragePoor", "GpuhostCheckpointOverdue"): "that waits for three intervals before it is pending",
     ("GpuhostJobHung", "GpuhostJobOOMKilled"): "the killed process is what the others then wait for",
-    ("GpuhostRDMAPortMissing", "GpuhostRDMATimeouts"): "a port that is gone counts no timeouts",
-    ("GpuhostRDMAPortMissing", "GpuhostRDMACompletionErrors"): "nor errors",
 }
 
 
@@ -137,6 +139,15 @@ def firing(text, instance="gpu-7", job="slurm:1", **more):
             own["exported_job"] = job
         found.append(own | dict(label.split("=") for label in labels))
     return found
+
+
+def fresh(told):
+    """With what GpuhostFreshFault says of them in their first hour."""
+    kept = ("instance", "gpu", "device", "exported_job")
+    found = [
+        {label: alert[label] for label in kept if label in alert} | {"fault": alert["alertname"]} for alert in told
+    ]
+    return told + [{"alertname": "GpuhostFreshFault", "severity": "info"} | labels for labels in found]
 
 
 def holds(entry, alert):
@@ -183,7 +194,7 @@ _OF_THE_DRIVER = " ".join(
 @pytest.mark.parametrize(
     ("cause", "consequences"),
     [
-        ("StoragePoor", "CheckpointStalled CheckpointOverdue CheckpointShareHigh"),
+        ("StoragePoor:device=md0", "CheckpointStalled CheckpointOverdue CheckpointShareHigh"),
         ("CheckpointDoesNotFit", "CheckpointStalled CheckpointOverdue"),
         ("NVLinkBelowTarget:gpu=3", "JobHung"),
         ("NVLinkFallback:gpu=3", "JobHung NVLinkBelowTarget:gpu=3"),
@@ -193,17 +204,69 @@ _OF_THE_DRIVER = " ".join(
         ("RDMATimeouts:device=mlx5_0", "JobHung"),
         ("RDMACompletionErrors:device=mlx5_0", "JobHung RDMATimeouts:device=mlx5_0"),
         ("RDMAPortMissing:device=mlx5_0", "JobHung RDMAPortCountLow:kind=ports"),
-        ("ArrayBroken:device=md0", "DriveFailing:device=nvme1 CheckpointStalled"),
+        ("RDMAPortDown:device=mlx5_7", "JobHung RDMATimeouts:device=mlx5_7"),
+        ("RDMAPortMissing:device=mlx5_7/1", "JobHung RDMATimeouts:device=mlx5_7"),
+        ("ArrayBroken:device=md0", "DriveFailing:device=nvme1 CheckpointStalled StoragePoor:device=md0"),
+        ("NVLinkBelowTarget:gpu=3", "XidCritical:gpu=3 GPURecoveryAction:gpu=3 SXidFatal NVLinkFlapping:gpu=3"),
+        ("GPULost:gpu=3", "SXidFatal XidCritical:gpu=3"),
         ("GPUMissing", "GPUCountLow:kind=gpus"),
         ("DriverMismatch", _OF_THE_DRIVER),
     ],
 )
 def test_one_cause_is_one_message(cause, consequences):
-    told = messages(firing(f"{cause} {consequences}"))
+    told = messages(fresh(firing(cause)) + firing(consequences))
     assert list(told.values()) == [{cause.partition(":")[0]}]
     for word in consequences.split():
         (alone,) = messages(firing(word)).values()
         assert alone == {word.partition(":")[0]}
+
+
+@pytest.mark.parametrize(
+    ("standing", "comes_up"),
+    [
+        ("NVLinkBelowTarget:gpu=3", "JobHung XidCritical:gpu=3 GPURecoveryAction:gpu=3 SXidFatal"),
+        ("GPULost:gpu=3", "JobHung CheckpointStalled SXidFatal GPUMissing:uuid=GPU-5"),
+        ("GPUMissing", "JobHung CheckpointOverdue"),
+        ("GPURecoveryAction:gpu=3", "JobHung CheckpointStalled"),
+        ("StoragePoor:device=md1", "CheckpointStalled CheckpointOverdue CheckpointShareHigh"),
+        ("ArrayBroken:device=md1", "JobHung DriveNotAnswering:device=nvme1 StoragePoor:device=md0"),
+        ("RDMAPortMissing:device=mlx5_7/1", "JobHung RDMATimeouts:device=mlx5_0"),
+        ("RDMATimeouts:device=mlx5_0", "JobHung CheckpointOverdue"),
+    ],
+)
+def test_what_stands_for_hours_hides_nothing_that_comes_up(standing, comes_up):
+    for word in comes_up.split():
+        told = messages(firing(f"{standing} {word}"))
+        assert set().union(*told.values()) == {standing.partition(":")[0], word.partition(":")[0]}
+
+
+def test_a_port_that_is_down_hides_no_others_timeouts():
+    told = messages(fresh(firing("RDMAPortDown:device=mlx5_7")) + firing("RDMATimeouts:device=mlx5_0"))
+    assert set().union(*told.values()) == {"RDMAPortDown", "RDMATimeouts"}
+
+
+@pytest.mark.parametrize("cause", ["JobHung", "CheckpointDoesNotFit", "CheckpointStalled"])
+def test_one_jobs_trouble_hides_its_own_and_nothing_of_another_on_its_host(cause):
+    named = firing(cause, exported_job="slurm:1")
+    other = messages(named + firing("CheckpointOverdue", job="slurm:2"))
+    assert set().union(*other.values()) == {cause, "CheckpointOverdue"}
+    assert list(messages(named + firing("CheckpointOverdue")).values()) == [{cause}]
+
+
+def test_equal_units_of_systemd_on_two_hosts_are_two_jobs():
+    unit = {"job": "systemd:train.service"}
+    told = messages(fresh(firing("RDMATimeouts:device=mlx5_0", **unit)) + firing("JobHung", "gpu-8", **unit))
+    assert set().union(*told.values()) == {"RDMATimeouts", "JobHung"}
+
+
+def test_two_causes_on_a_host_and_two_jobs_hangs_are_messages_of_their_own():
+    told = messages(firing("GPULost:gpu=3 GPUHardwareSlowdown:gpu=5 JobHung") + firing("JobHung", "gpu-8", "slurm:2"))
+    assert told == {
+        ("page", "", "gpu-7", "GpuhostGPULost"): {"GPULost"},
+        ("page", "", "gpu-7", "GpuhostGPUHardwareSlowdown"): {"GPUHardwareSlowdown"},
+        ("page", "", "GpuhostJobHung", "slurm:1"): {"JobHung"},
+        ("page", "", "GpuhostJobHung", "slurm:2"): {"JobHung"},
+    }
 
 
 def test_a_driver_mismatch_hides_nothing_of_drives():
@@ -218,7 +281,8 @@ _OF_A_JOB = "JobHung RDMATimeouts:device=mlx5_0 RDMACompletionErrors:device=mlx5
 def test_a_host_that_breaks_a_job_of_sixteen_is_one_page(cause):
     survivors = [alert for number in range(15) for alert in firing(_OF_A_JOB, instance=f"gpu-1{number}")]
     told = messages(firing(f"{cause} JobHostBroken") + survivors)
-    assert told == {("page", "", "gpu-7"): {cause.partition(":")[0]}}
+    name = cause.partition(":")[0]
+    assert told == {("page", "", "gpu-7", f"Gpuhost{name}"): {name}}
 
 
 def test_another_job_is_told_of_all_the_same():
@@ -229,7 +293,7 @@ def test_another_job_is_told_of_all_the_same():
 
 def test_what_befalls_a_job_on_sixteen_hosts_is_one_page():
     told = messages([alert for number in range(16) for alert in firing("RDMATimeouts:device=mlx5_0", f"gpu-{number}")])
-    assert told == {("page", "", "GpuhostRDMATimeouts"): {"RDMATimeouts"}}
+    assert told == {("page", "", "GpuhostRDMATimeouts", "slurm:1"): {"RDMATimeouts"}}
 
 
 def test_pages_and_tickets_go_somewhere_and_info_nowhere():

@@ -16,7 +16,13 @@ _LABEL = re.compile(r"\$labels\.(\w+)")
 _OF_RESULT = re.compile(r"\.Labels\.(\w+)")
 _SEVERITIES = {"page", "ticket", "info"}
 # They speak when the host says nothing, or nothing true: no boot time to wait for. Or they page nobody.
-_WITHOUT_GATE = {"GpuhostExporterDown", "GpuhostHostVanished", "GpuhostSimulatedData", "GpuhostJobHostBroken"}
+_WITHOUT_GATE = {
+    "GpuhostExporterDown",
+    "GpuhostHostVanished",
+    "GpuhostSimulatedData",
+    "GpuhostJobHostBroken",
+    "GpuhostFreshFault",
+}
 BASE = "https://gpuhost.example"
 
 
@@ -116,6 +122,17 @@ def test_the_summary_names_the_host_and_the_gpu(rule):
     if "gpu" in labels_of(rule.expr, metric).labels:
         assert "GPU {{ $labels.gpu }}" in summary
         assert "GPU {{ $labels.uuid }}" not in summary
+
+
+@of(*(rule for rule in alerts() if rule.body["labels"]["severity"] == "page"))
+def test_a_page_names_the_job(rule):
+    assert "exported_job" in rule.body["annotations"]["summary"]
+
+
+@of(*(rule for rule in alerts() if rule.file != "job.yml"))
+def test_a_summary_does_not_mix_clusters(rule):
+    for query in queries(rule.body["annotations"]["summary"]):
+        assert query.count("instance='x'") == query.count("cluster='x',instance='x'")
 
 
 @of(*alerts())
