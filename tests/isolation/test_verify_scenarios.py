@@ -36,6 +36,7 @@ SCENARIOS = {
     "nccl-hang": {},
     "checkpoint-async": {},
     "checkpoint-sync": {},
+    "checkpoint-one-writer": {},
     "checkpoint-stall": {("arrays", "md0"): "warn"},
     "data-starved": {("arrays", "md0"): "warn"},
     "driver-crash": {},

@@ -53,6 +53,9 @@ SCENARIOS = {
     "checkpoint-sync": expected(then="idle"),
     "checkpoint-async": expected(then="idle"),
     "checkpoint-stall": expected(pages="GpuhostStoragePoor md0", perhaps="GpuhostCheckpointSlow", then="idle"),
+    "checkpoint-one-writer": expected(
+        pages="GpuhostCheckpointStalled", perhaps="GpuhostCheckpointShareHigh, GpuhostCheckpointSlow", then="idle"
+    ),
     "data-starved": expected(pages="GpuhostStoragePoor md0"),
     "straggler": expected(tickets="GpuhostStraggler 5"),
     "thermal": expected(tickets="GpuhostGPUThermalThrottled 2"),

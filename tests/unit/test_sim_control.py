@@ -21,10 +21,10 @@ from gpuhost_exporter.sim.timeline import Timeline
 ACTIVITIES = {"work": {"host": {}, "gpu": {"sm": 0.5, "power": 0.5}}}
 HOSTS = {"h100x8", "l40s", "vm", "mig", "oldkernel", "nogpu"}
 SCENARIOS = {
-    "array-degraded", "array-slow", "checkpoint-async", "checkpoint-stall", "checkpoint-sync", "clocks-locked",
-    "data-starved", "drive-hung", "drive-pulled", "driver-crash", "driver-hung", "fabric-broken", "gpu-lost",
-    "gpu-reset", "idle", "nccl-hang", "network-collective", "nvlink-down", "roce-congested", "steady", "straggler",
-    "thermal", "tour", "xid-79",
+    "array-degraded", "array-slow", "checkpoint-async", "checkpoint-one-writer", "checkpoint-stall", "checkpoint-sync",
+    "clocks-locked", "data-starved", "drive-hung", "drive-pulled", "driver-crash", "driver-hung", "fabric-broken",
+    "gpu-lost", "gpu-reset", "idle", "nccl-hang", "network-collective", "nvlink-down", "roce-congested", "steady",
+    "straggler", "thermal", "tour", "xid-79",
 }  # fmt: skip
 
 
