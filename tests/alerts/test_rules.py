@@ -129,7 +129,7 @@ def test_a_page_names_the_job(rule):
     assert "exported_job" in rule.body["annotations"]["summary"]
 
 
-@of(*(rule for rule in alerts() if rule.file != "job.yml"))
+@of(*alerts())
 def test_a_summary_does_not_mix_clusters(rule):
     for query in queries(rule.body["annotations"]["summary"]):
         assert query.count("instance='x'") == query.count("cluster='x',instance='x'")
