@@ -102,7 +102,7 @@ def _not_replaced(known: Devices, seen: Devices) -> Devices:
     """Without the arrays whose name one has that was never seen before, and without those that only a name is known of
     (no UUID was told: by an older kernel, or to an older exporter) which an array with a UUID has now.
     """
-    new = {device.get("device") for identity, device in seen.items() if identity not in known}
+    new = {device["device"] for identity, device in seen.items() if identity not in known and "device" in device}
     named = {device.get("device") for device in seen.values()}
     return {
         identity: device
