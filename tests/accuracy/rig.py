@@ -60,7 +60,7 @@ class Rig:
             *("--simulate", "h100x8:steady", "--simulate.control", self.path),
         )
         self.found = []
-        self._counts = {}
+        self._ended = {}
         self._ending = threading.Event()
         self._watching = threading.Thread(target=self._watch)
         self._watching.start()
@@ -165,9 +165,9 @@ class Rig:
         while not self._ending.wait(0.5):
             lines = [line for line in self.daemon.text().splitlines() if line.startswith(_PREFIX)]
             series = parse("\n".join(lines) + "\n")
-            for key, count in select(series, f"{_PREFIX}duration_seconds_count").items():
-                if count > self._counts.get(key, 0):
-                    self._counts[key] = count
+            for key, ended in select(series, f"{_PREFIX}last_timestamp_seconds").items():
+                if ended != self._ended.get(key):
+                    self._ended[key] = ended
                     labels = dict(key)
                     told = (
                         value(series, f"{_PREFIX}last_{name}", **labels)
