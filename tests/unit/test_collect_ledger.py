@@ -113,6 +113,19 @@ def test_a_checkpoint_makes_its_histograms_and_its_last_figures(tmp_path):
     assert found["checkpoint_in_progress"] == {kind: 0, ("unknown", "sync"): 0}
 
 
+def test_the_time_of_a_checkpoint_stands_while_clocks_drift_and_moves_when_one_is_set(tmp_path, monkeypatch):
+    watched = Watched(tmp_path, ("checkpoint-sync", 60)).run()
+    kind = ("/data", "sync")
+    first = watched.found["checkpoint_last_timestamp_seconds"][kind]
+
+    def told(ahead):
+        monkeypatch.setattr(watched.host.clock, "wall", lambda: watched.now + ahead, raising=False)
+        return poll(watched.collector, watched.now)["checkpoint_last_timestamp_seconds"][kind]
+
+    assert [told(0.003), told(-0.002)] == [first, first]
+    assert told(3600) == pytest.approx(first + 3600)
+
+
 def test_without_a_checkpoint_there_are_no_figures_of_one(tmp_path):
     found = Watched(tmp_path, ("steady", 60)).run().found
     assert {name for name in found if name.startswith("checkpoint_")} == {"checkpoint_in_progress"}

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 15.0
 _FIRST_SAVE_SECONDS = 5.0  # a short run leaves its trace too
+# What two clocks differ by from poll to poll is not told: a time that stands would have another value at each scrape.
+_WALL_MOVED = 0.1
 PHASES = (
     "computing",
     "communicating",
@@ -174,14 +176,16 @@ class LedgerCollector(Collector):
         self._hours = hours.Hours(host.state)
         self._saved_at: float | None = None
         self._gap: float | None = None
-        self._wall = 0.0  # of the moment 0 of Clock.now(), as of this poll
+        self._wall = 0.0  # of the moment 0 of Clock.now(), give or take _WALL_MOVED
         self._checkpoints = checkpoints.Checkpoints()
         self._jobs = jobs.Jobs(host.settings.job)
         self._phases: dict[str, tuple[str, float]] = {}
         self._nameless: dict[str, str] = {}  # of GPUs that were lost before they told a UUID: name -> state
 
     def poll(self, now: float) -> Iterator[Sample]:
-        self._wall = self.host.clock.wall() - now
+        wall = self.host.clock.wall() - now
+        if abs(wall - self._wall) > _WALL_MOVED:
+            self._wall = wall
         if self._saved_at is None:
             self._saved_at = now - SAVE_SECONDS + _FIRST_SAVE_SECONDS
             before = self._hours.last_booked()
