@@ -42,7 +42,6 @@ EMPTY = {
     ("exporter", "Clients: refused or failed"),
     ("exporter", "Failed reads"),
     ("exporter", "Readers: stuck"),
-    ("fabric", "Probes lost over TCP"),
     ("fleet", "What is wrong"),
     ("host", "What is wrong"),
     ("host", "Against its sisters"),
