@@ -84,11 +84,12 @@ def smaller(file: Path) -> None:
 
 
 def apart(counted: list[tuple[int, tuple[int, int, int]]]) -> list[tuple[int, int, int]]:
-    """The most frequent colours and none within a hair of another: Pillow's own choice of a palette makes one of two
-    lines' colours."""
+    """The most frequent colours and none within a hair of another, but for areas: white on nearly white. Pillow's own
+    choice of a palette makes one of two lines' colours."""
     found: list[tuple[int, int, int]] = []
-    for _, colour in sorted(counted, reverse=True):
-        if all(max(abs(a - b) for a, b in zip(colour, each, strict=True)) > _HAIR for each in found):
+    area = sum(pixels for pixels, _ in counted) / 100
+    for pixels, colour in sorted(counted, reverse=True):
+        if pixels > area or all(max(abs(a - b) for a, b in zip(colour, each, strict=True)) > _HAIR for each in found):
             found.append(colour)
     return found[:_COLOURS]
 

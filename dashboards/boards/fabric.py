@@ -338,6 +338,7 @@ BOARD = Board(
                     ),
                     why="Share of probes that were not answered. Good is 0; more is a path or host to look at.",
                     unit="percentunit",
+                    most=1,
                     empty=_NO_PROBE,
                 ),
             ),

@@ -67,9 +67,10 @@ def test_a_page_can_narrow_its_annotations():
 
 def test_a_pictures_palette_keeps_two_lines_apart_and_the_frequent_colours_as_they_are():
     blue, light, grey = (87, 148, 242), (100, 148, 242), (128, 128, 128)
-    counted = [(9, light), (7, (128, 128, 130)), (8, grey), (99, blue)]
+    white, page = (255, 255, 255), (244, 245, 245)
+    counted = [(9, light), (7, (128, 128, 130)), (8, grey), (99, blue), (9900, white), (5000, page)]
     found = python("-c", f"from pictures import apart; print(apart({counted}))")
-    assert found.stdout.strip() == str([blue, light, grey])
+    assert found.stdout.strip() == str([white, page, blue, light, grey])
 
 
 SCHEMA = os.path.join(os.path.dirname(__file__), "..", "support", "grafana_schema.py")
