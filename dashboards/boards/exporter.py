@@ -31,7 +31,7 @@ BOARD = Board(
                     "A subject that this host does not have is not counted.",
                     steps=((None, GOOD), (1, ACT)),
                     empty=_NO_HOST,
-                    width=4,
+                    width=3,
                 ),
                 answer(
                     "Driver",
@@ -49,7 +49,7 @@ BOARD = Board(
                     "GPUs that fall off the bus leave no XID here.",
                     states={"1": ("readable", GOOD), "0": ("unreadable", ACT)},
                     empty="The xid collector is off",
-                    width=4,
+                    width=5,
                 ),
                 answer(
                     "Figures",
@@ -57,7 +57,7 @@ BOARD = Board(
                     why="Simulated figures say so: nothing on the other pages is real then.",
                     states={"0": ("real", GOOD), "1": ("simulated", WATCH)},
                     empty=_NO_HOST,
-                    width=4,
+                    width=5,
                 ),
                 answer(
                     "Version",
@@ -65,7 +65,7 @@ BOARD = Board(
                     why="Version of the exporter, and of the Python that runs it.",
                     legend="{{version}} on Python {{python}}",
                     empty=_NO_HOST,
-                    width=5,
+                    width=4,
                 ),
             ),
             height=4,

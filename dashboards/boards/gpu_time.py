@@ -34,7 +34,7 @@ BOARD = Board(
                     unit="percentunit",
                     decimals=1,
                     empty="No job held GPUs for a tenth of the last hour",
-                    width=4,
+                    width=3,
                 ),
                 answer(
                     "Lost to checkpoints",
@@ -45,7 +45,7 @@ BOARD = Board(
                     decimals=1,
                     limit=f"max({H('gpuhost_target_checkpoint_share_ratio')})",
                     empty="No job held GPUs for a tenth of the last hour",
-                    width=4,
+                    width=3,
                 ),
                 answer(
                     "Lost to data",
@@ -84,7 +84,7 @@ BOARD = Board(
                     unit="currencyUSD",
                     decimals=2,
                     empty=_LEDGER,
-                    width=3,
+                    width=4,
                 ),
                 answer(
                     "At risk",
@@ -93,7 +93,7 @@ BOARD = Board(
                     unit="currencyUSD",
                     decimals=2,
                     empty=_NONE_YET,
-                    width=3,
+                    width=4,
                 ),
             ),
             height=4,

@@ -32,7 +32,7 @@ BOARD = Board(
                     why="By the evidence below. Good is bare metal where bare metal is paid for.",
                     states={"0": ("bare metal", GOOD), "1": ("virtual", WATCH)},
                     empty=_NO_HOST,
-                    width=5,
+                    width=6,
                 ),
                 answer(
                     "Hypervisor",
@@ -59,7 +59,7 @@ BOARD = Board(
                     unit="percentunit",
                     decimals=0,
                     empty=_NO_HOST,
-                    width=4,
+                    width=3,
                 ),
                 answer(
                     "Stolen",
@@ -71,7 +71,7 @@ BOARD = Board(
                     decimals=2,
                     steps=((None, PLAIN), (0, GOOD), (0.0001, WATCH)),
                     empty="The contention collector is off",
-                    width=4,
+                    width=3,
                 ),
                 answer(
                     "IOMMU",
@@ -80,7 +80,7 @@ BOARD = Board(
                     "bandwidth.",
                     legend="{{mode}}",
                     empty="Not known",
-                    width=4,
+                    width=5,
                 ),
             ),
             height=4,
