@@ -27,8 +27,8 @@ def snapshot(settings: Settings, launcher: Launcher, timeout: float, *, as_json:
     try:
         app.start()
         rates = look_twice(app, timeout)
-        samples = [*app.runner.samples(), *app.own_samples()]
         silent = [task.collector.name for task in app.runner.tasks if not task.polls]
+        samples = [*app.runner.samples(), *app.own_samples()]
         if as_json:
             rows = [
                 {
