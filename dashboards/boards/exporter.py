@@ -25,7 +25,7 @@ BOARD = Board(
                     width=3,
                 ),
                 answer(
-                    "Collectors not reading",
+                    "Not reading",
                     f"count({H('gpuhost_collector_up')} == 0) or 0 * count({H('gpuhost_collector_up')})",
                     why="Collectors whose last poll failed or is too old. Good is 0; the table below names them. "
                     "A subject that this host does not have is not counted.",

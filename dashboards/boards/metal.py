@@ -50,7 +50,7 @@ BOARD = Board(
                     unit="percentunit",
                     decimals=0,
                     empty="No process holds a GPU",
-                    width=4,
+                    width=3,
                 ),
                 answer(
                     "Good begins at",
@@ -80,7 +80,7 @@ BOARD = Board(
                     "bandwidth.",
                     legend="{{mode}}",
                     empty="Not known",
-                    width=5,
+                    width=6,
                 ),
             ),
             height=4,
