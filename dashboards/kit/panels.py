@@ -47,6 +47,9 @@ _COLOURS = (
 )  # fmt: skip
 
 
+_WORD_SIZE = 30.0
+
+
 def answer(
     title: str,
     expression: str,
@@ -79,6 +82,8 @@ def answer(
         .text_mode(options.BigValueTextMode.NAME if legend else options.BigValueTextMode.AUTO)
         .justify_mode(options.BigValueJustifyMode.AUTO)
     )
+    if legend:  # as large as fits is measured too large for some words
+        panel = panel.text(common.VizTextDisplayOptions().value_size(_WORD_SIZE))
     if limit:
         panel = panel.override_by_query("A", [fixed(GOOD)]).override_by_query("B", [fixed(ACT)])
     if states:
