@@ -28,10 +28,11 @@ sys.path.insert(0, str(HERE))
 
 import stack  # noqa: E402
 import surroundings  # noqa: E402
-from history import LEFT_OUT, NEXT, memory, record  # noqa: E402
+from history import LEFT_OUT, NEXT, record  # noqa: E402
 
 from gpuhost_exporter.clock import SystemClock  # noqa: E402
 from gpuhost_exporter.sim import control  # noqa: E402
+from gpuhost_exporter.sim.folder import memory  # noqa: E402
 from gpuhost_exporter.verify.ending import Ending  # noqa: E402
 
 HOSTS = 8

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import mmap
-import os
 import socket
 import tempfile
 import threading
@@ -25,6 +24,7 @@ from gpuhost_exporter.host import Host
 from gpuhost_exporter.latency.settings import LatencySettings, Rdma
 from gpuhost_exporter.runner import Runner
 from gpuhost_exporter.sim import control
+from gpuhost_exporter.sim.folder import memory
 from gpuhost_exporter.sim.ioctl import Interfaces, ioctl
 from gpuhost_exporter.sim.latency import Prober
 from gpuhost_exporter.sim.mounts import Statvfs
@@ -202,11 +202,6 @@ class Walk:
     def close(self) -> None:
         self.host.nvml.release(0.0)
         self.host.state.close()
-
-
-def memory() -> str | None:
-    """Where files cost no disk, if there is such a place."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 
 
 def record(

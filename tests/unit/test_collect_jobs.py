@@ -57,7 +57,7 @@ def test_a_pod_has_its_uid_its_namespace_and_a_short_container_id():
     assert (row["name"], row["container"], row["rank"]) == ("train-0", "c" * 12, "")
 
 
-@pytest.mark.parametrize("address", ["localhost", "localhost.localdomain", "127.0.0.1", "::1", "[::1]"])
+@pytest.mark.parametrize("address", ["localhost", "localhost.localdomain", "127.0.0.1", "::1", "[::1]", "0.0.0.0"])
 @pytest.mark.parametrize("how", ["plain", "hash"])
 def test_ranks_that_meet_on_a_loopback_address_have_no_run_in_common_with_other_hosts(address, how):
     job = POD._replace(rendezvous=f"{address}:29500")

@@ -258,7 +258,9 @@ def test_pods_are_of_one_job_where_they_meet_as_its_parts(changes, same):
     assert found == ({first.key: {second.key}, second.key: {first.key}} if same else {})
 
 
-@pytest.mark.parametrize("place", ["localhost:29500", "127.0.0.1:29500", "::1:29500", "0.0.0.0:29500", "master", None])
+@pytest.mark.parametrize(
+    "place", ["localhost:29500", "127.0.0.1:29500", "::1:29500", "[::1]:29500", "0.0.0.0:29500", "master", None]
+)
 def test_a_place_that_is_in_each_container_tells_nothing(place):
     (told,) = Trace(("steady", 10)).windows(1000.0, 1001.0)
     pair = tuple(told.jobs[0]._replace(id=f"pod{rank}", rank=rank, rendezvous=place) for rank in range(2))

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 _CONTAINER_DIGITS = 12  # as docker ps shows them
 _MOST_HASHES = 256
-# Where the ranks of a job on one host may meet: every other host has such an address too.
-_LOOPBACK = ("localhost", "127.", "::1", "[::1]")
 
 INFO = gpu_info(
     "gpuhost_gpu_job_info",
@@ -77,8 +75,7 @@ class Jobs:
         yield job.pod or ""
         yield (job.container or "")[:_CONTAINER_DIGITS]
         yield self._shown(job.user, self._names.users)
-        met = job.rendezvous
-        yield self._shown(None if met and met.startswith(_LOOPBACK) else met, self._names.names)
+        yield self._shown(job.meeting, self._names.names)
         yield "" if job.rank is None else str(job.rank)
 
     def _shown(self, text: str | None, how: Shown) -> str:

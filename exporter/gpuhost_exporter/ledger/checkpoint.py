@@ -163,7 +163,8 @@ class Watch:
         beyond = wrote - self._usual * (at - since)
         writing = beyond >= share * limits.write_bytes_per_second * (at - since)
         fast = copies or beyond >= limits.write_bytes_per_second * (at - since)
-        blocked = any(work.writer_blocked for work in works if work.since < at and since < work.at)
+        around = [work for work in works if work.since < at and since < work.at]
+        blocked = any(work.writer_blocked for work in around)
         if self._episode and not (still or self._episode.known or self._episode.fast):
             self._episode = None
         episode = self._episode
@@ -189,11 +190,7 @@ class Watch:
         if writing or copies:
             episode.wrote_at = at
         # An fsync or storage that hangs may take any time. Who reads in D is at something else.
-        reads = any(
-            work.read >= limits.read_bytes_per_second * work.seconds
-            for work in works
-            if work.since < at and since < work.at
-        )
+        reads = any(work.read >= limits.read_bytes_per_second * work.seconds for work in around)
         held_up = blocked and ((episode.known and not reads) or at - episode.wrote_at < _BLOCKED_SECONDS)
         sent = networks.uploaded(since, at, self._stood(pieces, since)) if networks and episode.copied else 0.0
         episode.sent += sent

@@ -19,7 +19,6 @@ _THERMAL = "thermal"
 # How the bytes of a job are known, best first.
 Rung = Literal["process", "cgroup", "host", "none"]
 RUNGS: tuple[Rung, ...] = get_args(Rung)
-_ITSELF = ("localhost", "127.", "0.", "::")  # how addresses begin that mean another place in each container
 HOST = "host"  # the one job of a host whose processes are not told
 
 
@@ -211,9 +210,8 @@ def companions(evidence: Evidence) -> dict[str, frozenset[str]]:
     have other ranks."""
     ranks: dict[tuple[str, int | None, str | None], dict[str, set[int]]] = {}
     for each in evidence.jobs:
-        address, _, port = (each.rendezvous or "").rpartition(":")
-        if address and each.rank is not None and not address.startswith(_ITSELF):
-            met = ranks.setdefault((f"{address}:{port}", each.world_size, each.account), {})
+        if each.meeting and ":" in each.meeting and each.rank is not None:
+            met = ranks.setdefault((each.meeting, each.world_size, each.account), {})
             met.setdefault(each.key, set()).add(each.rank)
     return {
         key: frozenset(of.keys() - {key})

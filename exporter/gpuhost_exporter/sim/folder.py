@@ -10,10 +10,14 @@ _PREFIX = "gpuhost-simulation-"
 _SHARED = "/dev/shm"  # noqa: S108
 
 
+def memory() -> str | None:
+    """tmpfs, where there is one: a disk's file system flushes each time that a file is replaced."""
+    return _SHARED if os.access(_SHARED, os.W_OK) else None
+
+
 def create() -> str:
     """A new folder, locked until this process ends, however it ends."""
-    # On tmpfs where there is one: a disk's file system flushes each time that a file is replaced.
-    parent = _SHARED if os.access(_SHARED, os.W_OK) else os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108
+    parent = memory() or os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108
     _remove_left(parent)
     name = os.urandom(6).hex()
     # Not by the name that others look for until it is locked.

@@ -15,6 +15,9 @@ Role = Literal["holder", "loader", "writer", "other"]
 JobKind = Literal["slurm", "kubernetes", "container", "systemd", "user"]
 
 
+_ITSELF = ("localhost", "127.", "0.", "::", "[::")  # how addresses begin that every host, and container, has for itself
+
+
 class JobIdentity(NamedTuple):
     """Whose work a GPU holder is: from its cgroup's path, and from its environment where that may be read.
 
@@ -44,6 +47,11 @@ class JobIdentity(NamedTuple):
     def key(self) -> str:
         """What tells two jobs on this host apart: "slurm:90017"."""
         return f"{self.kind}:{self.id}"
+
+    @property
+    def meeting(self) -> str | None:
+        """The rendezvous, where ranks of other hosts and containers can come to it."""
+        return None if self.rendezvous and self.rendezvous.startswith(_ITSELF) else self.rendezvous
 
 
 class ProcessSample(NamedTuple):

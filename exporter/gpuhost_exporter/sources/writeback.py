@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from gpuhost_exporter.errors import Malformed, SourceError
-from gpuhost_exporter.sources import layers, mounts
+from gpuhost_exporter.sources import layers, mounts, raid
 from gpuhost_exporter.sources.block import SECTOR_BYTES, Field
 from gpuhost_exporter.sources.evidence import DeviceIo, HostIo, MountIo
 from gpuhost_exporter.sources.files import (
@@ -72,9 +73,8 @@ def redundant_arrays(root: Root) -> dict[str, dict[str, str]]:
     """Arrays that write more than they are given (copies, parity, a resync), each with its members, partitions too, and
     what those are partitions of: {"md127": {"nvme4n1p2": "nvme4n1", "nvme5n1p2": "nvme5n1"}}."""
     found = {}
-    for name in (each for each in optional_names(f"{root.sys}/block") if each.startswith("md")):
-        folder = f"{root.sys}/block/{name}"
-        if optional_text(f"{folder}/md/level") not in (None, "raid0", "linear"):
+    for name, folder, level in _arrays(root):
+        if level not in (None, "raid0", "linear"):
             paths = {member: followed(f"{folder}/slaves", member) for member in optional_names(f"{folder}/slaves")}
             found[name] = {member: os.path.basename(layers.drive_folder(path)) for member, path in paths.items()}
     return found
@@ -87,9 +87,8 @@ def mirrored_shares(root: Root) -> dict[str, float]:
     /sys/block/md1/md/level raid10, raid_disks 4, degraded 0, layout 258: near copies in the lowest byte, far ones above
     """
     shares = {}
-    for name in (each for each in optional_names(f"{root.sys}/block") if each.startswith("md")):
-        folder = f"{root.sys}/block/{name}"
-        number, level = optional_text(f"{folder}/dev"), optional_text(f"{folder}/md/level")
+    for _, folder, level in _arrays(root):
+        number = optional_text(f"{folder}/dev")
         disks = optional_count(f"{folder}/md/raid_disks")
         if number and disks and level in ("raid1", "raid10"):
             layout = optional_count(f"{folder}/md/layout") or 0
@@ -97,6 +96,14 @@ def mirrored_shares(root: Root) -> dict[str, float]:
             present = disks - (optional_count(f"{folder}/md/degraded") or 0)
             shares[number] = max(0.0, copies * present / disks - 1)
     return shares
+
+
+def _arrays(root: Root) -> Iterator[tuple[str, str, str | None]]:
+    """Name, folder and level."""
+    with suppress(SourceError):
+        for name in raid.arrays(root):
+            folder = f"{root.sys}/block/{name}"
+            yield name, folder, optional_text(f"{folder}/md/level")
 
 
 def mounted_devices(root: Root) -> dict[str, str]:
