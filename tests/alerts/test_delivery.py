@@ -145,7 +145,9 @@ def fresh(told):
     """With what GpuhostFreshFault says of them in their first hour."""
     kept = ("instance", "gpu", "device", "exported_job")
     found = [
-        {label: alert[label] for label in kept if label in alert} | {"fault": alert["alertname"]} for alert in told
+        {label: alert[label] for label in kept if label in alert} | {"fault": alert["alertname"]}
+        for alert in told
+        if alert["severity"] == "page"
     ]
     return told + [{"alertname": "GpuhostFreshFault", "severity": "info"} | labels for labels in found]
 
@@ -196,10 +198,12 @@ _OF_THE_DRIVER = " ".join(
     [
         ("StoragePoor:device=md0", "CheckpointStalled CheckpointOverdue CheckpointShareHigh"),
         ("CheckpointDoesNotFit", "CheckpointStalled CheckpointOverdue"),
-        ("NVLinkBelowTarget:gpu=3", "JobHung"),
-        ("NVLinkFallback:gpu=3", "JobHung NVLinkBelowTarget:gpu=3"),
-        ("GPUMemoryUncorrected:gpu=3", "JobHung"),
-        ("GPURecoveryAction:gpu=3", "JobHung"),
+        ("NVLinkBelowTarget:gpu=3 JobHostBroken", "JobHung CheckpointStalled CheckpointOverdue"),
+        ("NVLinkBelowTarget:gpu=3", "JobHung:exported_job= Straggler:gpu=5"),
+        ("GPULost:gpu=3 JobHostBroken", "JobHung GPUsStarvedByData"),
+        ("NVLinkFallback:gpu=3 JobHostBroken", "JobHung NVLinkBelowTarget:gpu=3"),
+        ("GPUMemoryUncorrected:gpu=3 JobHostBroken", "JobHung"),
+        ("GPURecoveryAction:gpu=3 JobHostBroken", "JobHung"),
         ("FabricManagerDown", "JobHung NVLinkBelowTarget:gpu=3 DeviceCountLow:kind=links"),
         ("RDMATimeouts:device=mlx5_0", "JobHung"),
         ("RDMACompletionErrors:device=mlx5_0", "JobHung RDMATimeouts:device=mlx5_0"),
@@ -253,10 +257,23 @@ def test_one_jobs_trouble_hides_its_own_and_nothing_of_another_on_its_host(cause
     assert list(messages(named + firing("CheckpointOverdue")).values()) == [{cause}]
 
 
-def test_equal_units_of_systemd_on_two_hosts_are_two_jobs():
+@pytest.mark.parametrize("cause", ["GPULost:gpu=3", "GPUMemoryUncorrected:gpu=3", "NVLinkBelowTarget:gpu=3"])
+@pytest.mark.parametrize("consequence", ["JobHung", "CheckpointStalled", "CheckpointOverdue", "GPUsStarvedByData"])
+def test_a_gpu_takes_its_own_job_along_and_no_other_of_its_host(cause, consequence):
+    name = cause.partition(":")[0]
+    broken = fresh(firing(f"{cause} JobHostBroken", job="slurm:1"))
+    assert list(messages(broken + firing(consequence, job="slurm:1")).values()) == [{name}]
+    told = messages(broken + firing(consequence, job="slurm:2"))
+    assert set().union(*told.values()) == {name, consequence}
+
+
+@pytest.mark.parametrize("cause", ["RDMATimeouts:device=mlx5_0", "GPULost:gpu=3 JobHostBroken"])
+def test_equal_units_of_systemd_on_two_hosts_are_two_jobs(cause):
     unit = {"job": "systemd:train.service"}
-    told = messages(fresh(firing("RDMATimeouts:device=mlx5_0", **unit)) + firing("JobHung", "gpu-8", **unit))
-    assert set().union(*told.values()) == {"RDMATimeouts", "JobHung"}
+    broken, name = fresh(firing(cause, **unit)), cause.partition(":")[0]
+    assert list(messages(broken + firing("JobHung", **unit)).values()) == [{name}]
+    told = messages(broken + firing("JobHung", "gpu-8", **unit))
+    assert set().union(*told.values()) == {name, "JobHung"}
 
 
 def test_two_causes_on_a_host_and_two_jobs_hangs_are_messages_of_their_own():

@@ -20,7 +20,7 @@ TEST_FILES = tuple(sorted(glob(f"{ALERTS}/tests/*.yml")))
 # Metrics of others that the rules read where somebody scrapes them, with the labels that are of use here.
 OTHERS = {
     "up": (),
-    "ALERTS": ("alertname", "severity", "gpu", "device", "exported_job"),
+    "ALERTS": ("alertname", "severity", "gpu", "device", "exported_job", "fault"),
     "vllm:request_success_total": ("model_name", "finished_reason"),
     "nv_inference_request_success": ("model", "version"),
 }
