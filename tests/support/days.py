@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -41,14 +41,22 @@ def _read() -> frozenset[str]:
     return frozenset(set().union(*(names_in(rule.expr) for rule in rules())) - recorded)
 
 
+def lived(scenario: str, seconds: int, names: frozenset[str] | None = None) -> Iterator[list[str]]:
+    """A scrape of it each minute: the series with their values."""
+    target = f'cluster="demo",instance="{scenario}",job="gpuhost-demo"'
+    names = _read() if names is None else names
+    scrapes = record([(scenario, 60.0)], host=HOST, wall=float(BEGIN), every=EVERY, step=STEP, end=seconds, names=names)
+    for _, text in scrapes:
+        yield list(stack.with_target(f"up{{}} 1\n{text}", target, ""))
+
+
 def _lived(scenario: str, seconds: int, names: frozenset[str]) -> str:
     """In Prometheus' text format, with times."""
-    target = f'cluster="demo",instance="{scenario}",job="gpuhost-demo"'
-    scrapes = record([(scenario, 60.0)], host=HOST, wall=float(BEGIN), every=EVERY, step=STEP, end=seconds, names=names)
-    found = []
-    for second, text in scrapes:
-        found += stack.with_target(f"up{{}} 1\n{text}", target, f" {1000 * (BEGIN + int(second))}\n")
-    return "".join(found)
+    return "".join(
+        f"{line} {1000 * (BEGIN + EVERY * minute)}\n"
+        for minute, scrape in enumerate(lived(scenario, seconds, names))
+        for line in scrape
+    )
 
 
 def _iso(seconds: int) -> str:

@@ -34,7 +34,7 @@ _KEYS = {
     "gpuhost_virtualized": (),
 }
 _QUERY = re.compile(r'"((?:[^"\\]|\\.)*)"((?:\s+\$?[.\w]+)+)\s*\|\s*query')
-_PLACE = re.compile(r"%[sq]")
+_PLACE = "%q"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,5 +111,5 @@ def queries(text: str) -> list[str]:
     """The queries that an annotation's template makes, with something in place of what it fills in."""
     found = []
     for quoted, _ in _QUERY.findall(text):
-        found.append(_PLACE.sub("x", quoted.replace('\\"', '"')))
+        found.append(quoted.replace('\\"', '"').replace(_PLACE, '"x"'))
     return found
