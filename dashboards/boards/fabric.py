@@ -64,8 +64,8 @@ BOARD = Board(
                 answer(
                     "Ports up",
                     f"avg({used(H, 'gpuhost_rdma_port_up')})",
-                    why="RDMA ports that carry traffic, of those that did in the last week. Good is 100 %; the table "
-                    "below says which is down and why.",
+                    why="RDMA ports that carry traffic, of those that did in the last two weeks. Good is 100 %; the "
+                    "table below says which is down and why.",
                     unit="percentunit",
                     decimals=0,
                     steps=below(1),
@@ -213,8 +213,8 @@ BOARD = Board(
                             steps=((None, PLAIN), (1, WATCH)),
                         ),
                     ),
-                    why="Every RDMA port; unused has not been up in a week. Cable no link: cable, transceiver or the "
-                    "other end. MTU below 4200 leaves RDMA packets of 1024 bytes. Damaged packets are a cable or "
+                    why="Every RDMA port; unused has not been up in two weeks. Cable no link: cable, transceiver or "
+                    "the other end. MTU below 4200 leaves RDMA packets of 1024 bytes. Damaged packets are a cable or "
                     "transceiver to exchange; dropped ones have no place in a lossless network.",
                     sort="Port",
                     descending=False,
