@@ -374,6 +374,15 @@ def test_configured_names_are_missing_though_they_were_never_seen(tmp_path):
     assert missing(found, "ports") == []
 
 
+def test_of_configured_names_those_are_present(tmp_path):
+    """Else a host with more than it names hides what it lacks of them."""
+    site = Site(tmp_path, ports=("mlx5_0", "mlx5_1", "mlx5_9"))
+    site.post("listed ports", port(0), port(1), port(2), port(3))
+    found = site.poll()
+    assert (found["inventory_present"]["ports",], found["inventory_expected"]["ports",]) == (2, 3)
+    assert missing(found, "ports") == ["mlx5_9"]
+
+
 def test_what_does_not_change_is_not_written_again(site, tmp_path):
     site.poll()
     before = (tmp_path / "inventory.json").stat()

@@ -37,7 +37,8 @@ EXPECTED = gauge(
 )
 PRESENT = gauge(
     "gpuhost_inventory_present",
-    "Devices of a kind that are there now. Good is gpuhost_inventory_expected; absent while they cannot be read.",
+    "Devices of a kind that are there now, where names are configured of those. Good is gpuhost_inventory_expected; "
+    "absent while they cannot be read.",
     "kind",
 )
 MISSING = gauge(
@@ -201,13 +202,14 @@ class InventoryCollector(Collector):
             return
         there = {**found.doubtful, **found.seen}
         count = len(found.seen) + found.unread
-        yield PRESENT(kind, value=count)
         if isinstance(configured, tuple):
             missing = {name for name in configured if not any(_is_called(name, *device) for device in there.items())}
+            count = len(configured) - len(missing)
         elif isinstance(configured, int) and count >= configured:
             missing = set()  # what was learned and is gone was taken out
         else:
             missing = known.devices.keys() - there.keys()
+        yield PRESENT(kind, value=count)
         for name in _called(missing, known.devices, there) if kind == "arrays" else sorted(missing):
             yield MISSING(kind, name, value=1)
 
