@@ -267,6 +267,17 @@ def test_a_gpu_takes_its_own_job_along_and_no_other_of_its_host(cause, consequen
     assert set().union(*told.values()) == {name, consequence}
 
 
+def test_a_fault_of_a_gpu_is_one_to_the_rule_that_tells_its_job_and_to_the_inhibition():
+    (broken,) = (alert for alert in alerts() if alert.name == "GpuhostJobHostBroken")
+    (inhibition,) = (
+        matchers(rule["source_matchers"])
+        for rule in CONFIG["inhibit_rules"]
+        if matchers(rule["target_matchers"]).get("exported_job") == ("=", "")
+        and "fault" in matchers(rule["source_matchers"])
+    )
+    assert re.findall(r'fault=~"(.+?)"', broken.expr) == [inhibition["fault"][1]]
+
+
 @pytest.mark.parametrize("cause", ["RDMATimeouts:device=mlx5_0", "GPULost:gpu=3 JobHostBroken"])
 def test_equal_units_of_systemd_on_two_hosts_are_two_jobs(cause):
     unit = {"job": "systemd:train.service"}

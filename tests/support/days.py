@@ -41,20 +41,19 @@ def _read() -> frozenset[str]:
     return frozenset(set().union(*(names_in(rule.expr) for rule in rules())) - recorded)
 
 
-def lived(scenario: str, seconds: int, names: frozenset[str] | None = None) -> Iterator[list[str]]:
+def lived(scenario: str, seconds: int) -> Iterator[list[str]]:
     """A scrape of it each minute: the series with their values."""
     target = f'cluster="demo",instance="{scenario}",job="gpuhost-demo"'
-    names = _read() if names is None else names
-    scrapes = record([(scenario, 60.0)], host=HOST, wall=float(BEGIN), every=EVERY, step=STEP, end=seconds, names=names)
-    for _, text in scrapes:
+    walk = record([(scenario, 60.0)], host=HOST, wall=float(BEGIN), every=EVERY, step=STEP, end=seconds, names=_read())
+    for _, text in walk:
         yield list(stack.with_target(f"up{{}} 1\n{text}", target, ""))
 
 
-def _lived(scenario: str, seconds: int, names: frozenset[str]) -> str:
+def _lived(scenario: str, seconds: int) -> str:
     """In Prometheus' text format, with times."""
     return "".join(
         f"{line} {1000 * (BEGIN + EVERY * minute)}\n"
-        for minute, scrape in enumerate(lived(scenario, seconds, names))
+        for minute, scrape in enumerate(lived(scenario, seconds))
         for line in scrape
     )
 
@@ -79,9 +78,8 @@ class Days:
             ],
         )
         stack.answers(f"{self.url}/health", processes, "victoria-metrics")
-        lived = functools.partial(_lived, seconds=seconds, names=_read())
         with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-            for text in pool.map(lived, scenarios):
+            for text in pool.map(functools.partial(_lived, seconds=seconds), scenarios):
                 self._send("/api/v1/import/prometheus", text.encode())
         self._send("/internal/force_flush", b"")
 
